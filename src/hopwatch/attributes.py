@@ -1,0 +1,129 @@
+"""How is it called? Every attribute, metric, event and header name that leaves a process.
+
+Names that OpenTelemetry, or its draft conventions for A2A, already have are used as they are; the rest
+begins with `hopwatch.`. Nothing else in the package spells such a name out.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+SCOPE: Final = "hopwatch"
+"""Name of the instrumentation scope of every span and metric of ours."""
+
+# What kind of record a span is. A span without this attribute is not ours and is ignored.
+RECORD: Final = "hopwatch.record"
+RECORD_END: Final = "end"
+"""The hop's own span: the hop has closed."""
+RECORD_OPEN: Final = "open"
+"""A marker: the hop that is this span's parent is open."""
+RECORD_LATE: Final = "late"
+"""A correction: the hop that is this span's parent, though closed, got one more child."""
+RECORD_HEARTBEAT: Final = "heartbeat"
+"""The process lives, and so many of its hops are open."""
+
+INSTANCE: Final = "hopwatch.instance"
+"""16 hex digits that one process draws for itself (a forked child draws anew)."""
+
+HOP_KIND: Final = "hopwatch.hop.kind"
+HOP_NAME: Final = "hopwatch.hop.name"
+HOP_PARENT: Final = "hopwatch.hop.parent"
+"""16 hex digits: the hop that caused this one, also where other spans stand between. Absent on a root."""
+HOP_STARTED: Final = "hopwatch.hop.started"
+"""Unix nanoseconds, on a marker (whose own times say when it was made)."""
+HOP_CHILDREN: Final = "hopwatch.hop.children"
+"""How many visible children the hop has had in its own process, up to now."""
+HOP_LATE_CHILDREN: Final = "hopwatch.hop.late_children"
+"""How many of its children began after it had closed."""
+HOP_LATE: Final = "hopwatch.hop.late"
+"""True on a hop that began after its parent had closed."""
+HOP_OUTCOME: Final = "hopwatch.hop.outcome"
+HOP_REASON: Final = "hopwatch.hop.reason"
+"""Why the hop failed, was cancelled or abandoned, in a few words."""
+HOP_DROPPED: Final = "hopwatch.hop.dropped"
+"""How many entries below this hop did not fit into the ledger: they are not accounted for."""
+HOP_WAITS: Final = "hopwatch.hop.waits"
+"""What an open hop waits on, as JSON (the form of `hopwatch.waits.Wait.as_dict`)."""
+HOP_MOVES: Final = "hopwatch.hop.moves"
+"""False on a marker of a hop that only other work could wake (design 5, `stalled`)."""
+
+PEER: Final = "hopwatch.peer"
+"""What a send or push knows of the one that it called: `instrumented`, `opaque`, `refused` or `unknown`."""
+PEER_HOP: Final = "hopwatch.peer.hop"
+"""16 hex digits: the hop that the peer acknowledged."""
+PEER_SAMPLED: Final = "hopwatch.peer.sampled"
+"""False where the peer said that its sampler drops this trace."""
+
+HEARTBEAT_OPEN: Final = "hopwatch.heartbeat.open"
+HEARTBEAT_DROPPED: Final = "hopwatch.heartbeat.dropped"
+HEARTBEAT_SAMPLED: Final = "hopwatch.heartbeat.sampled"
+"""Unix nanoseconds: what every open hop waits on was looked at since then, and markers tell what changed."""
+
+# OpenTelemetry's own.
+SERVICE_NAME: Final = "service.name"
+SERVICE_INSTANCE_ID: Final = "service.instance.id"
+PROCESS_PID: Final = "process.pid"
+ERROR_TYPE: Final = "error.type"
+SERVER_ADDRESS: Final = "server.address"
+SERVER_PORT: Final = "server.port"
+URL_PATH: Final = "url.path"
+HTTP_REQUEST_METHOD: Final = "http.request.method"
+HTTP_STATUS_CODE: Final = "http.response.status_code"
+CODE_FUNCTION_NAME: Final = "code.function.name"
+CODE_FILE_PATH: Final = "code.file.path"
+CODE_LINE_NUMBER: Final = "code.line.number"
+MESSAGING_SYSTEM: Final = "messaging.system"
+MESSAGING_OPERATION_NAME: Final = "messaging.operation.name"
+MESSAGING_OPERATION_TYPE: Final = "messaging.operation.type"
+MESSAGING_DESTINATION_NAME: Final = "messaging.destination.name"
+
+# The draft conventions for A2A (OpenTelemetry semantic-conventions-genai, pull request 195).
+A2A_METHOD_NAME: Final = "a2a.method.name"
+A2A_TASK_ID: Final = "a2a.task.id"
+A2A_TASK_STATE: Final = "a2a.task.state"
+A2A_MESSAGE_ID: Final = "a2a.message.id"
+A2A_REFERENCE_TASK_IDS: Final = "a2a.message.reference_task_ids"
+A2A_TENANT: Final = "a2a.tenant"
+A2A_PROTOCOL_VERSION: Final = "a2a.protocol.version"
+GEN_AI_CONVERSATION_ID: Final = "gen_ai.conversation.id"
+
+# Of queues, locks and messages that wait.
+QUEUE_DEPTH: Final = "hopwatch.queue.depth"
+QUEUE_WAIT: Final = "hopwatch.queue.wait"
+"""Seconds between enqueue and dequeue."""
+LOCK_NAME: Final = "hopwatch.lock.name"
+STREAMING: Final = "hopwatch.a2a.streaming"
+BLOCKING: Final = "hopwatch.a2a.blocking"
+
+# Headers.
+TRACESTATE_KEY: Final = "hopwatch"
+"""Key of our tracestate entry; its value is `<cascade>-<hop>`, 32 and 16 hex digits."""
+ACKNOWLEDGEMENT_HEADER: Final = "hopwatch-hop"
+"""Beside `traceresponse`, which other instrumentations set too: the same value, and certainly a hop's."""
+TRACERESPONSE_HEADER: Final = "traceresponse"
+
+# Metrics.
+METRIC_OPEN: Final = "hopwatch.hops.open"
+METRIC_DURATION: Final = "hopwatch.hop.duration"
+METRIC_TASK_DURATION: Final = "hopwatch.task.duration"
+METRIC_EVENT_DURATION: Final = "hopwatch.event.duration"
+METRIC_QUEUE_WAIT: Final = "hopwatch.queue.wait"
+METRIC_QUEUE_DEPTH: Final = "hopwatch.queue.depth"
+METRIC_LOCK_WAIT: Final = "hopwatch.lock.wait"
+METRIC_LOCK_HOLD: Final = "hopwatch.lock.hold"
+METRIC_DESTROYED: Final = "hopwatch.tasks.destroyed"
+METRIC_PENDING_AT_SHUTDOWN: Final = "hopwatch.tasks.pending_at_shutdown"
+METRIC_DROPPED: Final = "hopwatch.ledger.dropped"
+METRIC_FAILURES: Final = "hopwatch.hooks.failed"
+
+# Log events.
+EVENT_TASK_NEVER_FINISHED: Final = "hopwatch.task.never_finished"
+
+# Kinds of hops, outcomes, peers.
+KINDS: Final = ("request", "execution", "send", "push", "webhook", "task", "event", "lock")
+OUTCOMES: Final = ("finished", "failed", "cancelled", "abandoned")
+PEERS: Final = ("instrumented", "opaque", "refused", "unknown")
+TERMINAL_STATES: Final = frozenset(
+    {"TASK_STATE_COMPLETED", "TASK_STATE_CANCELED", "TASK_STATE_FAILED", "TASK_STATE_REJECTED"}
+)
+INTERRUPTED_STATES: Final = frozenset({"TASK_STATE_INPUT_REQUIRED", "TASK_STATE_AUTH_REQUIRED"})

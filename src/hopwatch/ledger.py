@@ -1,0 +1,348 @@
+"""What is this process still doing, and for whom? Entries and the rules by which they count.
+
+Pure Python: no OpenTelemetry, no asyncio, no input or output. What a hop looks like outside is the business of
+the `Observer` that a ledger is given.
+
+An entry is one unit of work. A visible entry (a hop) can be seen outside the process; an invisible one only
+counts. Each invisible entry counts on the visible entry that it was opened under, directly: a chain of tasks
+that each make the next one and end holds one entry at a time, not all of them.
+
+Threads: `open`, `finish` and the rest may be called from any thread, and from a signal handler or a finalizer.
+The path of an invisible entry takes no lock. It relies on two things only: that adding to and removing from a
+set or dict is atomic (with or without the GIL), and on an order of steps. Who opens puts the entry into the
+parent's set and then looks whether the parent has closed; who closes says so and then looks at the set. At least
+one of the two sees the other, so an entry that slipped in is either waited for or late, never overlooked.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+Kind = Literal["request", "execution", "send", "push", "webhook", "task", "event", "lock"]
+Outcome = Literal["finished", "failed", "cancelled", "abandoned"]
+
+VISIBLE_KINDS = frozenset({"request", "execution", "send", "push", "webhook"})
+
+CAPACITY = 100_000
+"""How many entries a ledger holds at once by default; what does not fit is counted, never forgotten."""
+
+CLOSED_REMEMBERED = 512
+"""How many durations of closed invisible entries wait for the observer's next look."""
+
+
+class Observer(Protocol):
+    """What a ledger tells of its hops. Called on the thread that caused it, so it has to be quick.
+
+    An observer that raises is not the ledger's business: `hopwatch.telemetry` guards itself.
+    """
+
+    def opened(self, entry: Entry) -> None:
+        """Tell that `entry` is visible from now on; give it its `id` and `cascade`."""
+
+    def closed(self, entry: Entry) -> None:
+        """Tell that the visible `entry` closed: its record is complete."""
+
+    def late(self, parent: Entry) -> None:
+        """Tell that `parent`, which has closed, got another child: its earlier record is corrected."""
+
+
+class Entry:
+    """One unit of work.
+
+    Times are Unix nanoseconds. `id` (16 hex digits) and `cascade` (32) are set by the observer once the entry is
+    visible and stay as they are.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "attributes",
+        "cascade",
+        "children",
+        "closed",
+        "done",
+        "dropped",
+        "id",
+        "instance_of",
+        "kind",
+        "late",
+        "late_children",
+        "ledger",
+        "live",
+        "name",
+        "origin",
+        "outcome",
+        "parent",
+        "parent_id",
+        "quiet",
+        "reason",
+        "runner",
+        "span",
+        "started",
+        "visible",
+    )
+
+    def __init__(self, ledger: Ledger, kind: Kind, name: str, parent: Entry | None, started: int) -> None:
+        self.ledger = ledger
+        self.kind = kind
+        self.name = name
+        self.parent = parent
+        """The visible entry that this one counts on; None for a root, and once it has closed."""
+        self.parent_id = ""
+        """The hop that caused it, in this process or another; empty on a root."""
+        self.started = started
+        self.done: int | None = None
+        """When its own work was over."""
+        self.closed = False
+        self.visible = False
+        self.live: set[Entry] | None = None
+        """Invisible entries below it that have not closed; made when the first one comes."""
+        self.children = 0
+        self.late_children = 0
+        self.late = False
+        self.dropped = 0
+        self.outcome: Outcome | None = None
+        self.reason: str | None = None
+        self.quiet = False
+        """True where another entry tells the same story, so this one counts but is not revealed by its age."""
+        self.runner: Any = None
+        """Weak reference to the asyncio task that does the work, where there is one."""
+        self.origin: tuple[Any, int] | None = None
+        """Code object and instruction offset of the line that made it."""
+        self.instance_of: Any = None
+        """Weak reference to what the entry is about (a lock, a queue); never a strong one."""
+        self.attributes: dict[str, Any] | None = None
+        self.id = ""
+        self.cascade = ""
+        self.span: Any = None
+        """The observer's own."""
+
+    def set(self, key: str, value: Any) -> None:
+        """Set an attribute of the hop's record."""
+        attributes = self.attributes
+        if attributes is None:
+            attributes = self.attributes = {}
+        attributes[key] = value
+
+    def finish(self, outcome: Outcome = "finished", reason: str | None = None, at: int | None = None) -> None:
+        """Say that the entry's own work is over. Only the first call counts.
+
+        Args:
+            outcome: how it ended. `abandoned` is for what hopwatch itself ends, with a reason.
+            reason: a few words, for every outcome but `finished`.
+            at: when, in Unix nanoseconds; now by default.
+        """
+        if self.done is not None:
+            return
+        self.outcome = outcome
+        self.reason = reason
+        self.done = time.time_ns() if at is None else at
+        if self.visible:
+            self.ledger.settle(self)
+        else:
+            self.ledger.release(self)
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else "done" if self.done is not None else "open"
+        return f"<Entry {self.kind} {self.name!r} {self.id or 'invisible'} {state}>"
+
+
+class Ledger:
+    """The tree of entries of one process.
+
+    Args:
+        observer: is told of every hop.
+        capacity: how many entries may be open at once. One that does not fit is counted as `dropped` on its
+            parent and on the ledger, and makes the verdict `unknown`: it is never taken for done.
+        everything: every entry is visible from the start (detail `all`).
+        clock: Unix nanoseconds.
+    """
+
+    def __init__(
+        self,
+        observer: Observer,
+        *,
+        capacity: int = CAPACITY,
+        everything: bool = False,
+        clock: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self.observer = observer
+        self.capacity = capacity
+        self.everything = everything
+        self.clock = clock
+        self.dropped = 0
+        self.hops: dict[int, Entry] = {}
+        """The open visible entries, oldest first."""
+        self.invisible: dict[int, Entry] = {}
+        """The open invisible entries, oldest first."""
+        self.durations: deque[tuple[Kind, int]] = deque(maxlen=CLOSED_REMEMBERED)
+        """Kind and duration in nanoseconds of invisible entries that closed lately, for a histogram."""
+        self._lock = threading.RLock()
+
+    # Opening -----------------------------------------------------------------------------------------------
+
+    def open(
+        self,
+        kind: Kind,
+        name: str,
+        parent: Entry | None,
+        *,
+        started: int | None = None,
+        prepare: Callable[[Entry], None] | None = None,
+    ) -> Entry | None:
+        """Open an entry under `parent` (a visible entry), or a root.
+
+        Args:
+            kind: what it is. Requests, executions, sends, pushes, webhooks and roots are visible at once.
+            name: for a reader.
+            parent: the hop that it is done for.
+            started: Unix nanoseconds; now by default.
+            prepare: is called with the entry before the observer is told of it.
+
+        Returns:
+            The entry, or None where the ledger is full (which has then been counted).
+        """
+        if len(self.hops) + len(self.invisible) >= self.capacity:
+            self._drop(parent)
+            return None
+        entry = Entry(self, kind, name, parent, self.clock() if started is None else started)
+        if prepare is not None:
+            prepare(entry)
+        if parent is None or self.everything or kind in VISIBLE_KINDS:
+            self._appear(entry)
+        else:
+            self.count(entry, parent)
+        return entry
+
+    def count(self, entry: Entry, parent: Entry) -> None:
+        """Count an invisible `entry` on `parent`: the short path, for what is opened a thousand times a second."""
+        self.invisible[id(entry)] = entry
+        live = parent.live
+        if live is None:
+            live = self._first_live(parent)
+        live.add(entry)
+        if parent.closed:
+            self.reveal(entry)
+
+    def full(self, parent: Entry | None) -> bool:
+        """Whether there is no room for one more entry; if so, this counts it as dropped under `parent`."""
+        if len(self.hops) + len(self.invisible) < self.capacity:
+            return False
+        self._drop(parent)
+        return True
+
+    def reveal(self, entry: Entry) -> None:
+        """Make an invisible entry visible, with its true start: it outlasted a threshold, or its parent, or failed."""
+        with self._lock:
+            if entry.visible or (entry.done is not None and entry.outcome not in ("failed", "abandoned")):
+                return
+            self._appear(entry)
+            self.invisible.pop(id(entry), None)
+            parent = entry.parent
+            if parent is not None and parent.live is not None:
+                parent.live.discard(entry)
+        if parent is not None:
+            self.settle(parent)
+        if entry.done is not None:
+            self.settle(entry)
+
+    def _appear(self, entry: Entry) -> None:
+        parent = entry.parent
+        with self._lock:
+            late = False
+            if parent is not None:
+                # A parent whose record is out cannot be declared on again: the child is late, and a correction follows.
+                if parent.closed:
+                    late = entry.late = True
+                    parent.late_children += 1
+                else:
+                    parent.children += 1
+            entry.visible = True
+            self.hops[id(entry)] = entry
+        self.observer.opened(entry)
+        if late and parent is not None:
+            self.observer.late(parent)
+
+    def _first_live(self, parent: Entry) -> set[Entry]:
+        with self._lock:
+            if parent.live is None:
+                parent.live = set()
+            return parent.live
+
+    def _drop(self, parent: Entry | None) -> None:
+        with self._lock:
+            self.dropped += 1
+            if parent is None:
+                return
+            parent.dropped += 1
+            if not parent.closed:
+                return
+        self.observer.late(parent)
+
+    # Closing -----------------------------------------------------------------------------------------------
+
+    def release(self, entry: Entry) -> None:
+        """Close an invisible entry whose work is over. One that failed or was lost is revealed instead."""
+        if entry.outcome == "failed" or entry.outcome == "abandoned":
+            self.reveal(entry)
+            return
+        self.invisible.pop(id(entry), None)
+        if entry.visible:  # revealed by another thread in between
+            self.settle(entry)
+            return
+        self.durations.append((entry.kind, (entry.done or 0) - entry.started))
+        parent = entry.parent
+        if parent is not None and parent.live is not None:
+            parent.live.discard(entry)
+            if parent.done is not None and not parent.live:
+                self.settle(parent)
+
+    def settle(self, entry: Entry) -> None:
+        """Close a visible entry if its work is over and nothing invisible below it lives."""
+        if entry.done is None or entry.closed or entry.live or not entry.visible:
+            return
+        with self._lock:
+            if entry.closed or entry.live:
+                return
+            entry.closed = True
+            if entry.live:  # opened in between, by a thread that may have looked before we said so
+                entry.closed = False
+                return
+            self.hops.pop(id(entry), None)
+        self.observer.closed(entry)
+        # A chain of hops, each made by the one before, must not keep all of them in memory.
+        entry.parent = None
+
+    # Looking -----------------------------------------------------------------------------------------------
+
+    def open_hops(self) -> list[Entry]:
+        """The visible entries that are open, oldest first."""
+        return list(self.hops.values())
+
+    def overdue(self, before: int) -> Iterator[Entry]:
+        """The invisible entries that began before `before` (Unix nanoseconds), oldest first."""
+        for entry in list(self.invisible.values()):
+            if entry.started >= before:
+                return
+            yield entry
+
+    def below(self, hop: Entry, limit: int) -> list[Entry]:
+        """At most `limit` of the invisible entries that live below `hop`."""
+        live = hop.live
+        if not live:
+            return []
+        for _ in range(8):
+            try:
+                return list(itertools.islice(live, limit))
+            except RuntimeError:  # another thread added to it meanwhile
+                continue
+        return []
+
+    def __len__(self) -> int:
+        return len(self.hops) + len(self.invisible)

@@ -1,0 +1,406 @@
+"""Is it over? What the records of one cascade prove, as a pure function of them.
+
+The rules are those of docs/design.md, "Verdicts". Nothing here reads a clock or a store: whoever asks brings the
+hops, what is known of the agents and of the A2A tasks, and the time. Records may come in any order, twice, late or
+never. What is missing may delay `settled`; it never brings it about.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from hopwatch.attributes import INTERRUPTED_STATES, TERMINAL_STATES
+from hopwatch.records import newer_state
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from hopwatch.records import Hop
+
+Name = Literal["settled", "in_flight", "waiting", "stalled", "stranded", "broken", "silent", "unknown"]
+NAMES: Final[tuple[Name, ...]] = (
+    "settled", "in_flight", "waiting", "stalled", "stranded", "broken", "silent", "unknown",
+)  # fmt: skip
+FINAL: Final[frozenset[Name]] = frozenset({"settled", "stranded", "broken"})
+"""Verdicts that waiting longer does not change (only late work would, and it is flagged)."""
+
+SECOND: Final = 1_000_000_000
+SILENT_AFTER: Final = 16 * SECOND
+"""Three heartbeats of 5 s, and the time that one may be on its way."""
+ON_ITS_WAY: Final = 5 * SECOND
+"""How long a record that was promised may take: an agent flushes within 1.5 s, and networks are networks."""
+SKEW_THAT_COUNTS: Final = 2 * SECOND
+"""Two clocks that differ by less are taken as one, for a clock's offset is only known to within a record's journey."""
+
+
+@dataclass(slots=True)
+class Agent:
+    """What is known of one process. Times are Unix nanoseconds."""
+
+    instance: str
+    name: str
+    pid: int = 0
+    heard: int = 0
+    """When anything last came from it, by the collector's clock."""
+    open: int = 0
+    dropped: int = 0
+    sampled: int = 0
+    """Since when each of its open hops has been looked at, by its own clock."""
+    skew: int = 0
+    """What to add to a time of its clock to get the collector's."""
+
+
+@dataclass(slots=True)
+class Missing:
+    """One thing that was promised or lost, so that the accounting is not complete."""
+
+    what: Literal["parent", "children", "remote", "delivery", "sampled", "dropped", "rejected", "cycle", "opaque"]
+    hop: str
+    """The hop that tells of it."""
+    id: str | None
+    """The hop that is missing, where its id is known."""
+    sentence: str
+    since: int = 0
+    """When the promise came, by the collector's clock; 0 where waiting does not help."""
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What the records prove."""
+
+    verdict: Name
+    reason: str
+    frontier: list[str] = field(default_factory=list)
+    """Ids of the open hops with no open hop below them."""
+    missing: list[Missing] = field(default_factory=list)
+    opaque: list[str] = field(default_factory=list)
+    """Peers that hopwatch cannot see into; a `settled` is up to them."""
+
+    @property
+    def final(self) -> bool:
+        """Whether waiting longer will not change it."""
+        return self.verdict in FINAL
+
+
+def judge(
+    hops: Mapping[str, Hop],
+    agents: Mapping[str, Agent],
+    *,
+    now: int,
+    tasks: Mapping[tuple[str, str], tuple[str, int]] | None = None,
+    rejected: int = 0,
+) -> Verdict:
+    """Say what the records of one cascade prove.
+
+    Args:
+        hops: by id, each merged from whatever records of it there are.
+        agents: by instance.
+        now: Unix nanoseconds, the collector's clock.
+        tasks: state and its time of A2A tasks by agent and task id, also from other cascades.
+        rejected: how many records of this cascade were refused as malformed or for lack of room.
+
+    Returns:
+        The first row of the table of verdicts that holds.
+    """
+    if not hops:
+        return Verdict("unknown", "No record of this cascade has come.")
+    tree = _Tree(hops)
+    missing, opaque = _missing(tree, rejected, tasks or {})
+    opened = [hop for hop in hops.values() if hop.ended is None]
+    frontier = tree.frontier(opened)
+    found = _Findings(tree, agents, now, opened, frontier, missing, opaque)
+    for rule in (_broken, _in_flight, _silent, _stalled, _unknown, _tasks_left):
+        verdict = rule(found, tasks or {}) if rule is _tasks_left else rule(found)  # type: ignore[operator]
+        if verdict is not None:
+            verdict.frontier = [hop.id for hop in frontier]
+            verdict.missing = missing
+            verdict.opaque = opaque
+            return verdict
+    where = f" up to {_listed(opaque)}, which hopwatch cannot see into" if opaque else ""
+    late = sum(1 for hop in hops.values() if hop.late)
+    note = f" {late} of them began late, after the hop that caused them had closed." if late else ""
+    reason = f"Settled{where}: all {len(hops)} hops have ended, and every hop that was declared was seen.{note}"
+    return Verdict("settled", reason, [], [], opaque)
+
+
+@dataclass(slots=True)
+class _Findings:
+    tree: _Tree
+    agents: Mapping[str, Agent]
+    now: int
+    opened: list[Hop]
+    frontier: list[Hop]
+    missing: list[Missing]
+    opaque: list[str]
+
+    def alive(self, hop: Hop) -> bool:
+        agent = self.agents.get(hop.instance)
+        heard = max(agent.heard if agent else 0, hop.heard)
+        return self.now - heard <= SILENT_AFTER
+
+    def on_its_way(self) -> list[Missing]:
+        return [each for each in self.missing if each.since and self.now - each.since <= ON_ITS_WAY]
+
+    def _skew(self, instance: str) -> int:
+        agent = self.agents.get(instance)
+        return agent.skew if agent and abs(agent.skew) > SKEW_THAT_COUNTS else 0
+
+    def last_event(self) -> int:
+        """When anything of the cascade last began or ended, by the collector's clock as far as it is known."""
+        return max(max(hop.started, hop.ended or 0) + self._skew(hop.instance) for hop in self.tree.hops.values())
+
+    def looked_at(self, hop: Hop) -> int:
+        """When somebody last looked at what an open hop waits on; its agent's heartbeat says that nothing changed since."""
+        agent = self.agents.get(hop.instance)
+        return max(hop.sampled, agent.sampled if agent and hop.sampled else 0) + self._skew(hop.instance)
+
+
+class _Tree:
+    """The hops with their children, safe from cycles among parents."""
+
+    def __init__(self, hops: Mapping[str, Hop]) -> None:
+        self.hops = hops
+        self.below: dict[str, list[Hop]] = {}
+        self.roots: list[Hop] = []
+        for hop in hops.values():
+            if hop.parent is None:
+                self.roots.append(hop)
+            else:
+                self.below.setdefault(hop.parent, []).append(hop)
+
+    def frontier(self, opened: list[Hop]) -> list[Hop]:
+        """The open hops with no open hop anywhere below them, oldest first."""
+        covered: set[str] = set()
+        for hop in opened:
+            seen = {hop.id}
+            parent = hop.parent
+            while parent is not None and parent not in covered and parent not in seen:
+                covered.add(parent)
+                seen.add(parent)
+                above = self.hops.get(parent)
+                parent = above.parent if above is not None else None
+        return sorted((hop for hop in opened if hop.id not in covered), key=lambda hop: (hop.started, hop.id))
+
+    def in_cycles(self) -> list[Hop]:
+        """Hops that no root and no missing parent leads to: their parents go round in a circle."""
+        reached: set[str] = set()
+        todo = [hop for hop in self.hops.values() if hop.parent is None or hop.parent not in self.hops]
+        while todo:
+            hop = todo.pop()
+            if hop.id not in reached:
+                reached.add(hop.id)
+                todo.extend(self.below.get(hop.id, ()))
+        return [hop for hop in self.hops.values() if hop.id not in reached]
+
+
+def _missing(tree: _Tree, rejected: int, tasks: Mapping[tuple[str, str], tuple[str, int]]) -> tuple[list[Missing], list[str]]:
+    out: list[Missing] = []
+    opaque: list[str] = []
+    hops = tree.hops
+    told: dict[tuple[str, str], tuple[str, int]] = {}
+    for hop in hops.values():  # what calls learnt of the tasks of peers that hopwatch cannot see into
+        if hop.kind == "send" and hop.peer == "opaque" and hop.peer_name and hop.task_id and hop.task_state:
+            key = (hop.peer_name, hop.task_id)
+            known = told.get(key) or tasks.get(key) or (None, 0)
+            if newer_state(known[0], known[1], hop.task_state, hop.task_at):
+                told[key] = (hop.task_state, hop.task_at)
+    for hop in hops.values():
+        below = tree.below.get(hop.id, ())
+        if hop.parent is not None and hop.parent not in hops:
+            out.append(Missing("parent", hop.id, hop.parent, f"the parent of {describe(hop)} was never heard of", hop.heard))
+        here = [child for child in below if child.instance == hop.instance]
+        late = sum(1 for child in here if child.late)
+        lost = max(0, hop.children - (len(here) - late)) + max(0, hop.late_children - late)
+        if lost:
+            plural = "hop" if lost == 1 else "hops"
+            out.append(Missing("children", hop.id, None, f"{lost} {plural} that {describe(hop)} declared never came", hop.heard))
+        if hop.peer_hop is not None and hop.peer_hop not in hops:
+            if hop.peer_sampled is False:
+                sentence = f"{hop.peer_name or 'the peer'} drops this trace by its sampler, so what {describe(hop)} handed to it is not recorded"
+                out.append(Missing("sampled", hop.id, hop.peer_hop, sentence))
+            else:
+                sentence = f"{describe(hop)} was promised hop {hop.peer_hop} by {hop.peer_name or 'its peer'}, and it never came"
+                out.append(Missing("remote", hop.id, hop.peer_hop, sentence, hop.heard))
+        elif hop.peer == "instrumented" and hop.peer_hop is None:
+            out.append(Missing("dropped", hop.id, None, f"the peer of {describe(hop)} had no room to account for it"))
+        elif hop.peer == "unknown" and not any(child.instance != hop.instance for child in below):
+            sentence = f"nobody knows whether {describe(hop)} reached {hop.peer_name or 'its peer'}: {hop.reason or 'no answer came'}"
+            out.append(Missing("delivery", hop.id, None, sentence))
+        elif hop.peer == "opaque":
+            name = hop.peer_name or hop.name
+            if name not in opaque:
+                opaque.append(name)
+            state = told.get((name, hop.task_id), (None, 0))[0] if hop.task_id else None
+            if hop.kind == "send" and hop.task_id and state not in TERMINAL_STATES:
+                sentence = f"{name} is not instrumented, and its task {hop.task_id} was last seen {_state(state)}"
+                out.append(Missing("opaque", hop.id, None, sentence))
+        if hop.dropped:
+            out.append(Missing("dropped", hop.id, None, f"{hop.dropped} entries below {describe(hop)} did not fit into the ledger of {hop.agent}"))
+    if rejected:
+        out.append(Missing("rejected", "", None, f"{rejected} records of this cascade were refused"))
+    circle = tree.in_cycles()
+    if circle:
+        out.append(Missing("cycle", circle[0].id, None, f"the parents of {len(circle)} hops go round in a circle, {describe(circle[0])} among them"))
+    return out, opaque
+
+
+def _broken(found: _Findings) -> Verdict | None:
+    lost = sorted((hop for hop in found.tree.hops.values() if hop.outcome == "abandoned"), key=lambda hop: hop.ended or 0)
+    if not lost:
+        return None
+    first = lost[0]
+    reason = f"{_sentence(describe(first))} was abandoned: {first.reason or 'no reason was given'}"
+    if first.location:
+        reason += f" (made at {first.location})"
+    if len(lost) > 1:
+        reason += f"; {len(lost) - 1} more were abandoned"
+    if found.opened:
+        reason += f". Still open: {_listed([describe(hop) for hop in found.frontier])}"
+    return Verdict("broken", reason + ".")
+
+
+def _in_flight(found: _Findings) -> Verdict | None:
+    last = found.last_event()
+    moving = [
+        hop for hop in found.opened if found.alive(hop) and (hop.moves is not False or found.looked_at(hop) <= last)
+    ]
+    coming = found.on_its_way()
+    if not moving and not coming:
+        return None
+    if not moving:
+        return Verdict("in_flight", f"A record is on its way: {coming[0].sentence} so far.")
+    shown = [hop for hop in found.frontier if hop in moving] or moving
+    reason = f"{_sentence(describe(shown[0]))} is open{_waiting(shown[0])}"
+    if len(found.frontier) > 1:
+        reason += f"; {len(found.frontier)} hops are at the frontier"
+    silent = sorted({hop.agent for hop in found.opened if not found.alive(hop)})
+    if silent:
+        reason += f"; {_listed(silent)} has not been heard of"
+    return Verdict("in_flight", reason + ".")
+
+
+def _silent(found: _Findings) -> Verdict | None:
+    silent = [hop for hop in found.frontier if not found.alive(hop)] or [hop for hop in found.opened if not found.alive(hop)]
+    if not silent:
+        return None
+    first = silent[0]
+    agent = found.agents.get(first.instance)
+    heard = max(agent.heard if agent else 0, first.heard)
+    ago = (found.now - heard) // SECOND
+    reason = f"{first.agent} has not been heard of for {ago} s (last at {_clock(heard)}), and {describe(first)} of it is open"
+    return Verdict("silent", reason + ".")
+
+
+def _stalled(found: _Findings) -> Verdict | None:
+    if not found.opened or found.missing:
+        return None
+    reason = "; ".join(f"{_sentence(describe(hop))} is open{_waiting(hop)}" for hop in found.frontier[:4])
+    runs = _executions_above(found)
+    if runs:
+        reason += f". It happens in {_listed(runs)}"
+    failed = [hop for hop in found.tree.hops.values() if hop.outcome == "failed" and hop.ended]
+    if failed:
+        last = max(failed, key=lambda hop: hop.ended or 0)
+        reason += f". Before that, {describe(last)} failed{f' ({last.reason})' if last.reason else ''}"
+    return Verdict("stalled", f"Nothing moves by itself any more. {reason}.")
+
+
+def _executions_above(found: _Findings) -> list[str]:
+    """The executions that the frontier is part of, where the frontier itself is something smaller."""
+    out: list[str] = []
+    for hop in found.frontier:
+        at: Hop | None = hop
+        for _ in range(64):
+            if at is None or at.kind == "execution":
+                break
+            at = found.tree.hops.get(at.parent) if at.parent else None
+        if at is not None and at is not hop and at.kind == "execution" and describe(at) not in out:
+            out.append(describe(at))
+    return out
+
+
+def _unknown(found: _Findings) -> Verdict | None:
+    if found.missing:
+        first = found.missing[0]
+        more = f"; {len(found.missing) - 1} more things are missing" if len(found.missing) > 1 else ""
+        still = f". Open: {_listed([describe(hop) for hop in found.frontier])}" if found.opened else ""
+        return Verdict("unknown", f"The accounting is incomplete: {first.sentence}{more}{still}.")
+    if not found.tree.roots:
+        return Verdict("unknown", "The accounting is incomplete: no hop without a parent has been seen.")
+    return None
+
+
+def _tasks_left(found: _Findings, tasks: Mapping[tuple[str, str], tuple[str, int]]) -> Verdict | None:
+    states: dict[tuple[str, str], tuple[str, int]] = {}
+    for hop in found.tree.hops.values():
+        if hop.task_id and hop.task_state and hop.kind in ("execution", "request", "push"):
+            key = (hop.agent, hop.task_id)
+            known = states.get(key) or tasks.get(key)
+            if known is None or newer_state(known[0], known[1], hop.task_state, hop.task_at):
+                states[key] = (hop.task_state, hop.task_at)
+            else:
+                states[key] = known
+    interrupted = [key for key, (state, _) in states.items() if state in INTERRUPTED_STATES]
+    stuck = [key for key, (state, _) in states.items() if state not in INTERRUPTED_STATES and state not in TERMINAL_STATES]
+    if interrupted:
+        agent, task = interrupted[0]
+        return Verdict("waiting", f"Nothing is open; task {task} of {agent} is {_state(states[interrupted[0]][0])} and waits for somebody's message.")
+    if stuck:
+        agent, task = stuck[0]
+        return Verdict("stranded", f"Nothing is open, yet task {task} of {agent} is {_state(states[stuck[0]][0])}: it will never move again.")
+    return None
+
+
+# Words -----------------------------------------------------------------------------------------------------------
+
+
+def describe(hop: Hop) -> str:
+    """A hop in a few words, as it stands within a sentence: `execution of worker (EchoExecutor.execute)`."""
+    if hop.kind in ("send", "push"):
+        to = f" to {hop.peer_name}" if hop.peer_name else ""
+        return f"{hop.kind} of {hop.agent}{to}"
+    return f"{hop.kind} of {hop.agent} ({hop.name})"
+
+
+def _waiting(hop: Hop) -> str:
+    waits: dict[str, Any] = hop.waits or {}
+    what = waits.get("what")
+    if not isinstance(what, str) or not what:
+        return ""
+    where = f" at {waits['file']}:{waits['line']}" if waits.get("file") and "line" in waits else ""
+    parts = waits.get("of")
+    inner = ""
+    if isinstance(parts, list) and parts:
+        words = [_part(part) for part in parts[:4] if isinstance(part, dict)]
+        inner = f" ({'; '.join(word for word in words if word)})"
+    return f", {what}{where}{inner}"
+
+
+def _part(waits: Mapping[str, Any]) -> str:
+    task = f"{waits['task']}: " if waits.get("task") else ""
+    where = f" at {waits['file']}:{waits['line']}" if waits.get("file") and "line" in waits else ""
+    return f"{task}{waits.get('what', '')}{where}"
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _state(state: str | None) -> str:
+    return (state or "in no state").removeprefix("TASK_STATE_").lower().replace("_", " ")
+
+
+def _listed(words: Iterable[str]) -> str:
+    counted = Counter(words)
+    shown = [word if n == 1 else f"{n} x {word}" for word, n in list(counted.items())[:5]]
+    if len(counted) > 5:
+        shown.append(f"{len(counted) - 5} more")
+    return " and ".join([", ".join(shown[:-1]), shown[-1]]) if len(shown) > 1 else "".join(shown)
+
+
+def _clock(ns: int) -> str:
+    from datetime import datetime, timezone  # noqa: PLC0415 - only where a silence is told of
+
+    return datetime.fromtimestamp(ns / 1e9, tz=timezone.utc).strftime("%H:%M:%S UTC")
