@@ -1,1 +1,10 @@
-"""placeholder"""
+"""What may an application say to hopwatch? The public names, nothing else.
+
+An application needs none of them: the launcher `opentelemetry-instrument` finds the instrumentors by itself.
+"""
+
+from hopwatch.api import Pending, cascade, current, pending, service
+
+__all__ = ["Pending", "__version__", "cascade", "current", "pending", "service"]
+
+__version__ = "0.1.0"

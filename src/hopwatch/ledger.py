@@ -215,7 +215,7 @@ class Ledger:
         if prepare is not None:
             prepare(entry)
         if parent is None or self.everything or kind in VISIBLE_KINDS:
-            self._appear(entry)
+            self.appear(entry)
         else:
             self.count(entry, parent)
         return entry
@@ -242,7 +242,7 @@ class Ledger:
         with self._lock:
             if entry.visible or (entry.done is not None and entry.outcome not in ("failed", "abandoned")):
                 return
-            self._appear(entry)
+            self.appear(entry)
             self.invisible.pop(id(entry), None)
             parent = entry.parent
             if parent is not None and parent.live is not None:
@@ -252,7 +252,8 @@ class Ledger:
         if entry.done is not None:
             self.settle(entry)
 
-    def _appear(self, entry: Entry) -> None:
+    def appear(self, entry: Entry) -> None:
+        """Make an entry visible, and count it on its parent."""
         parent = entry.parent
         with self._lock:
             late = False

@@ -71,13 +71,17 @@ class Hop:
 
     def merge(self, other: Hop) -> None:
         """Take in what another record says of the same hop."""
+        prevails = other._rank() > self._rank()
+        if prevails:
+            self.kind = other.kind
+            self.name = other.name
+        if other.attributes:
+            first, last = (self, other) if prevails else (other, self)
+            self.attributes = {**first.attributes, **last.attributes}
         if other.ended is not None and (self.ended is None or other._end() < self._end()):
             self.ended = other.ended
             self.outcome = other.outcome
             self.reason = other.reason
-        if other.kind and (not self.kind or other.ended is not None):
-            self.kind = other.kind
-            self.name = other.name
         if other.started and (not self.started or other.started < self.started):
             self.started = other.started
         self.parent = self.parent or other.parent
@@ -96,15 +100,18 @@ class Hop:
         self.location = self.location or other.location
         if other.sampled > self.sampled:
             self.sampled, self.waits, self.moves = other.sampled, other.waits, other.moves
-        if other.attributes:
-            first, last = (self, other) if other.ended is not None else (other, self)
-            self.attributes = {**first.attributes, **last.attributes}
         self.arrived = min(self.arrived, other.arrived) if self.arrived else other.arrived
         self.heard = max(self.heard, other.heard)
 
     def _end(self) -> tuple[bool, int, str]:
         # A process that was killed may have exported the true end just before: what it says itself goes first.
         return (self.outcome == "abandoned", self.ended or 0, self.outcome or "")
+
+    def _rank(self) -> tuple[int, int, int]:
+        # Whose name and attributes count where two records differ: the end's, else the newest marker's.
+        if self.ended is None:
+            return (0, 0, self.sampled)
+        return (1, self.outcome != "abandoned", -self.ended)
 
 
 HOP_FIELDS: Final = tuple(each.name for each in fields(Hop))

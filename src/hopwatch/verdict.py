@@ -112,7 +112,7 @@ def judge(
     frontier = tree.frontier(opened)
     found = _Findings(tree, agents, now, opened, frontier, missing, opaque)
     for rule in (_broken, _in_flight, _silent, _stalled, _unknown, _tasks_left):
-        verdict = rule(found, tasks or {}) if rule is _tasks_left else rule(found)  # type: ignore[operator]
+        verdict = rule(found, tasks or {}) if rule is _tasks_left else rule(found)  # type: ignore[call-arg]
         if verdict is not None:
             verdict.frontier = [hop.id for hop in frontier]
             verdict.missing = missing
@@ -204,8 +204,8 @@ def _missing(tree: _Tree, rejected: int, tasks: Mapping[tuple[str, str], tuple[s
         if hop.kind == "send" and hop.peer == "opaque" and hop.peer_name and hop.task_id and hop.task_state:
             key = (hop.peer_name, hop.task_id)
             known = told.get(key) or tasks.get(key) or (None, 0)
-            if newer_state(known[0], known[1], hop.task_state, hop.task_at):
-                told[key] = (hop.task_state, hop.task_at)
+            newer = newer_state(known[0], known[1], hop.task_state, hop.task_at)
+            told[key] = (hop.task_state, hop.task_at) if newer or known[0] is None else (known[0], known[1])
     for hop in hops.values():
         below = tree.below.get(hop.id, ())
         if hop.parent is not None and hop.parent not in hops:

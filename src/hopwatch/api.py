@@ -1,0 +1,202 @@
+"""What can an application ask or declare? A cascade of its own, the current hop, what is pending, service loops."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from asyncio import CancelledError, current_task
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+from weakref import ref
+
+from hopwatch import process as hopwatch_process
+from hopwatch.process import current as _current
+from hopwatch.process import failed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+    from hopwatch.ledger import Entry
+
+F = TypeVar("F", bound="Callable[..., Any]")
+
+
+@dataclass(frozen=True)
+class Pending:
+    """One unit of work that this process has not ended.
+
+    Attributes:
+        kind: `request`, `execution`, `send`, `push`, `webhook`, `task`, `event` or `lock`.
+        name: what it is called.
+        cascade: 32 hex digits; that of the hop that it counts on, where it is not visible itself.
+        hop: 16 hex digits, or None where it is not visible outside this process.
+        started: when it began.
+        done: whether its own work is over, and only what it started goes on.
+        waits_on: what it waits on, as in the collector's `waits_on`, or None where that is not known.
+    """
+
+    kind: str
+    name: str
+    cascade: str
+    hop: str | None
+    started: datetime
+    done: bool
+    waits_on: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Hop:
+    """The hop that the running code works for: `cascade` (32 hex digits), `id` (16), `kind` and `name`."""
+
+    cascade: str
+    id: str
+    kind: str
+    name: str
+
+
+class cascade:  # noqa: N801 - used as a function: `with hopwatch.cascade("nightly"):`
+    """Declare a root: what is done inside, here and at every agent that it calls, is one cascade.
+
+    Use it with `with` or `async with`. Inside another hop it is a hop of that cascade.
+
+    Args:
+        name: what the root is called.
+
+    Attributes:
+        id: the cascade's id (32 hex digits), once entered; empty where the ledger is full.
+    """
+
+    def __init__(self, name: str) -> None:
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"a cascade's name is a text of at least one character, not {name!r}")
+        self._name = name
+        self._entry: Entry | None = None
+        self._within: Any = None
+        self.id = ""
+
+    def __enter__(self) -> Self:
+        try:
+            from hopwatch.telemetry import begin, within  # noqa: PLC0415 - importing hopwatch costs nothing before
+
+            try:
+                task = current_task()
+            except RuntimeError:
+                task = None
+            parent = _current.get()
+            runner = ref(task) if task is not None else None
+            self._entry = begin(hopwatch_process.here(), "task", self._name, parent, runner=runner)
+            if self._entry is not None:
+                if not self._entry.visible:
+                    self._entry.ledger.reveal(self._entry)
+                self.id = self._entry.cascade
+                self._within = within(self._entry)
+                self._within.__enter__()
+        except Exception:  # noqa: BLE001 - the application goes on without us
+            failed("cascade.enter")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            if self._within is not None:
+                self._within.__exit__(None, None, None)
+            if self._entry is not None:
+                if error is None:
+                    self._entry.finish()
+                elif isinstance(error, CancelledError):
+                    self._entry.finish("cancelled")
+                else:
+                    self._entry.finish("failed", type(error).__name__)
+        except Exception:  # noqa: BLE001
+            failed("cascade.exit")
+
+    async def __aenter__(self) -> Self:
+        return self.__enter__()
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.__exit__(kind, error, trace)
+
+
+def current() -> Hop | None:
+    """The hop that the running code works for, or None outside any."""
+    entry = _current.get()
+    return None if entry is None else Hop(entry.cascade, entry.id, entry.kind, entry.name)
+
+
+def pending(cascade: str | None = None) -> list[Pending]:
+    """What this process has not ended, oldest first; service loops are not among it.
+
+    Args:
+        cascade: only what belongs to this cascade (32 hex digits).
+    """
+    from hopwatch.telemetry import of_entry, what_it_waits_on  # noqa: PLC0415
+
+    ledger = hopwatch_process.here().ledger
+    out: list[Pending] = []
+    for entry in sorted([*ledger.open_hops(), *list(ledger.invisible.values())], key=lambda each: each.started):
+        of = entry.cascade or (entry.parent.cascade if entry.parent is not None else "")
+        if cascade is not None and of != cascade:
+            continue
+        try:
+            found = what_it_waits_on(entry) if entry.visible else of_entry(entry)
+        except Exception:  # noqa: BLE001
+            failed("pending")
+            found = None
+        out.append(
+            Pending(
+                entry.kind,
+                entry.name,
+                of,
+                entry.id or None,
+                datetime.fromtimestamp(entry.started / 1e9, tz=timezone.utc),
+                entry.done is not None,
+                found[0] if found is not None else None,
+            )
+        )
+    return out
+
+
+class _Service:
+    """Tasks made inside the `with` block are service loops."""
+
+    def __init__(self) -> None:
+        self._token: Any = None
+
+    def __enter__(self) -> Self:
+        self._token = _current.set(None)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _current.reset(self._token)
+
+
+@overload
+def service() -> _Service: ...
+@overload
+def service(function: F) -> F: ...
+def service(function: F | None = None) -> F | _Service:
+    """Declare a service loop: a task that lives as long as its owner, and is not work of the cascade that started it.
+
+    As a decorator, of a coroutine function that is such a loop; or `with hopwatch.service():`, for the tasks that are
+    made inside. Without it a loop that some request started holds that request's cascade open, for doubt counts as
+    work.
+
+    Raises:
+        TypeError: what is decorated is no function.
+    """
+    if function is None:
+        return _Service()
+    target = function
+    while isinstance(target, functools.partial):
+        target = target.func
+    target = inspect.unwrap(target)
+    code = getattr(target, "__code__", None)
+    if code is None:
+        raise TypeError(f"hopwatch.service decorates a coroutine function, not {function!r}")
+    from hopwatch.instrument import service as table  # noqa: PLC0415
+
+    table.declare(code)
+    return function

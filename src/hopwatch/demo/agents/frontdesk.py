@@ -1,0 +1,9 @@
+"""Who takes the user's message? An agent that hands everything to the planner."""
+
+from plain import Delegating, Inbox, arguments, serve
+
+if __name__ == "__main__":
+    options = arguments()
+    inbox = Inbox()
+    here = f"http://127.0.0.1:{options.port}"
+    serve("frontdesk", options.port, Delegating(options.to, here, inbox, binding=options.binding), inbox)

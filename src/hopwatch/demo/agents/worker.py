@@ -1,0 +1,88 @@
+"""Who does the work? An agent at the end of the cascade, with the faults that real agents have."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+
+from a2a.helpers import new_task_from_user_message, new_text_part
+from a2a.server.agent_execution import AgentExecutor, RequestContext
+from a2a.server.events import EventQueue
+from a2a.server.tasks import TaskUpdater
+from a2a.types.a2a_pb2 import TaskState
+from plain import Inbox, arguments, serve
+
+
+class Worker(AgentExecutor):
+    """Works, in the way that the fault wants it."""
+
+    def __init__(self, fault: str, slow: str) -> None:
+        self.fault = fault
+        self.slow = slow
+
+    async def execute(self, context: RequestContext, event_queue: EventQueue) -> None:
+        """Run one task."""
+        task = context.current_task or new_task_from_user_message(context.message)
+        await event_queue.enqueue_event(task)
+        updater = TaskUpdater(event_queue, task.id, task.context_id)
+        await updater.start_work()
+        if self.fault == "gc":
+            # The bug: nobody keeps the task. It lives until something collects garbage.
+            asyncio.create_task(self.work_forgotten(updater))  # noqa: RUF006
+            asyncio.get_running_loop().call_later(0.4, gc.collect)
+            return
+        await self.work()
+        await updater.add_artifact([new_text_part("worked")])
+        await updater.complete()
+
+    async def work(self) -> None:
+        """Do what there is to do."""
+        if self.fault == "hang":
+            answer = asyncio.get_running_loop().create_future()
+            await answer  # nobody will ever set it
+        elif self.fault == "deadlock":
+            await self.reserve_and_charge()
+        elif self.fault == "slow":
+            host, _, port = self.slow.partition(":")
+            reader, writer = await asyncio.open_connection(host, int(port))
+            await reader.readline()
+            writer.close()
+            await writer.wait_closed()
+        elif self.fault == "silent":
+            await asyncio.sleep(60)
+
+    async def reserve_and_charge(self) -> None:
+        """Take two locks in opposite order, which works until it does not."""
+        stock, account = asyncio.Lock(), asyncio.Lock()
+        both_hold_one = asyncio.Barrier(2) if hasattr(asyncio, "Barrier") else None
+
+        async def reserve() -> None:
+            async with stock:
+                await (both_hold_one.wait() if both_hold_one else asyncio.sleep(0.05))
+                async with account:
+                    pass
+
+        async def charge() -> None:
+            async with account:
+                await (both_hold_one.wait() if both_hold_one else asyncio.sleep(0.05))
+                async with stock:
+                    pass
+
+        await asyncio.gather(asyncio.create_task(reserve(), name="reserve"), asyncio.create_task(charge(), name="charge"))
+
+    async def work_forgotten(self, updater: TaskUpdater) -> None:
+        """Wait for an answer that only this task itself knows of."""
+        answer = asyncio.get_running_loop().create_future()
+        await answer
+        await updater.complete()
+
+    async def cancel(self, context: RequestContext, event_queue: EventQueue) -> None:
+        """Give a task up."""
+        await TaskUpdater(event_queue, context.task_id or "", context.context_id or "").update_status(
+            TaskState.TASK_STATE_CANCELED
+        )
+
+
+if __name__ == "__main__":
+    options = arguments()
+    serve("worker", options.port, Worker(options.fault, options.slow), Inbox())

@@ -1,0 +1,532 @@
+"""How is the A2A SDK instrumented? Messages sent, requests served, executions, pushes (a2a-sdk 1.3.0).
+
+| hop | seam |
+|---|---|
+| send | `send_message`, `send_message_streaming`, `subscribe`, `get_task`, `cancel_task` of the JSON-RPC and REST transports |
+| request | `on_message_send` and its like of the request handlers, within an HTTP request (`asgi`) |
+| execution | `AgentExecutor.execute` of the class of the executor that a handler is given |
+| push | `BasePushNotificationSender._dispatch_notification` |
+
+An execution is over when the SDK has stored its last event, not when `execute` returns. A seam that a release lacks
+is left out, and `missing` names it.
+"""
+
+from __future__ import annotations
+
+from asyncio import CancelledError, current_task
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+from weakref import WeakKeyDictionary, WeakSet, ref
+
+from opentelemetry.instrumentation.instrumentor import BaseInstrumentor
+from opentelemetry.trace import Link
+
+from hopwatch import attributes as names
+from hopwatch import process as hopwatch_process
+from hopwatch.instrument import Patches, asgi, http_client, queues
+from hopwatch.process import current, failed
+from hopwatch.telemetry import HopSpan, begin, within
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from hopwatch.ledger import Entry, Outcome
+
+MAX_EXECUTIONS: Final = 10_000
+"""Latest execution by A2A task id, for links and states; the oldest are forgotten."""
+
+METHODS: Final = {
+    "send_message": "SendMessage",
+    "send_message_streaming": "SendStreamingMessage",
+    "subscribe": "SubscribeToTask",
+    "get_task": "GetTask",
+    "cancel_task": "CancelTask",
+    "on_message_send": "SendMessage",
+    "on_message_send_stream": "SendStreamingMessage",
+    "on_subscribe_to_task": "SubscribeToTask",
+    "on_get_task": "GetTask",
+    "on_cancel_task": "CancelTask",
+}
+"""A2A's method names by the SDK's."""
+STREAMS: Final = frozenset({"send_message_streaming", "subscribe", "on_message_send_stream", "on_subscribe_to_task"})
+ONLY_WITHIN: Final = frozenset({"GetTask"})
+"""Asking for a task is a hop where a cascade asks; somebody who polls from outside starts no cascade each time."""
+
+missing: list[str] = []
+"""Seams that the installed release does not have."""
+
+_executions: OrderedDict[str, Any] = OrderedDict()
+_completions: WeakKeyDictionary[Any, Entry] = WeakKeyDictionary()
+"""By an execution's event queue: the entry that holds the execution open until its last event has been stored."""
+_consumed: WeakSet[Any] = WeakSet()
+"""Event queues that a consumer of the 1.x engine reads: only there does somebody tell that the last event was stored."""
+_consumers: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+
+
+def _runner() -> Any:
+    task = current_task()
+    return ref(task) if task is not None else None
+
+
+def _end(entry: Entry | None, error: BaseException | None) -> None:
+    if entry is None:
+        return
+    if error is None or isinstance(error, GeneratorExit):  # who takes the first answer and leaves is no failure
+        entry.finish()
+    elif isinstance(error, CancelledError):
+        entry.finish("cancelled", entry.reason)
+    else:
+        entry.set(names.ERROR_TYPE, type(error).__name__)
+        entry.finish("failed", entry.reason or f"{type(error).__name__}: {error}"[:200])
+
+
+# Messages sent ---------------------------------------------------------------------------------------------------
+
+
+def _open_send(method: str, request: Any) -> Entry | None:
+    try:
+        name = METHODS[method]
+        parent = current.get()
+        if parent is None and name in ONLY_WITHIN:
+            return None
+        attributes: dict[str, Any] = {names.A2A_METHOD_NAME: name}
+        if method in STREAMS:
+            attributes[names.STREAMING] = True
+        _describe_message(attributes, request)
+        return begin(hopwatch_process.here(), "send", name, parent, attributes=attributes, runner=_runner())
+    except Exception:  # noqa: BLE001
+        failed("a2a.send")
+        return None
+
+
+def _describe_message(attributes: dict[str, Any], request: Any) -> None:
+    message = getattr(request, "message", None)
+    if message is not None:
+        for attribute, field in (
+            (names.A2A_MESSAGE_ID, "message_id"),
+            (names.A2A_TASK_ID, "task_id"),
+            (names.GEN_AI_CONVERSATION_ID, "context_id"),
+        ):
+            value = getattr(message, field, "")
+            if value:
+                attributes[attribute] = value
+        references = list(getattr(message, "reference_task_ids", ()))
+        if references:
+            attributes[names.A2A_REFERENCE_TASK_IDS] = references
+        configuration = getattr(request, "configuration", None)
+        if configuration is not None:
+            attributes[names.BLOCKING] = not getattr(configuration, "return_immediately", False)
+    elif getattr(request, "id", ""):
+        attributes[names.A2A_TASK_ID] = request.id
+    if getattr(request, "tenant", ""):
+        attributes[names.A2A_TENANT] = request.tenant
+
+
+def _note_task(entry: Entry | None, answer: Any) -> None:
+    """Put the A2A task that an answer or event tells of on the hop."""
+    if entry is None:
+        return
+    try:
+        kind = type(answer).__name__
+        if kind in ("SendMessageResponse", "StreamResponse"):
+            for field in ("task", "status_update", "artifact_update"):
+                if field in answer.DESCRIPTOR.fields_by_name and answer.HasField(field):
+                    answer = getattr(answer, field)
+                    kind = type(answer).__name__
+                    break
+            else:
+                return
+        if kind == "Task":
+            entry.set(names.A2A_TASK_ID, answer.id)
+            entry.set(names.A2A_TASK_STATE, _state(answer.status.state))
+        elif kind == "TaskStatusUpdateEvent":
+            entry.set(names.A2A_TASK_ID, answer.task_id)
+            entry.set(names.A2A_TASK_STATE, _state(answer.status.state))
+        elif kind == "TaskArtifactUpdateEvent":
+            entry.set(names.A2A_TASK_ID, answer.task_id)
+        else:
+            return
+        if getattr(answer, "context_id", ""):
+            entry.set(names.GEN_AI_CONVERSATION_ID, answer.context_id)
+    except Exception:  # noqa: BLE001
+        failed("a2a.task")
+
+
+def _state(state: Any) -> str:
+    from a2a.types.a2a_pb2 import TaskState  # noqa: PLC0415 - only where the SDK is loaded already
+
+    return str(TaskState.Name(state))
+
+
+def _sending(method: str) -> Any:
+    async def send(wrapped: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        entry = _open_send(method, args[0] if args else kwargs.get("request"))
+        error: BaseException | None = None
+        try:
+            with within(entry, http_client.outgoing):
+                answer = await wrapped(*args, **kwargs)
+            _note_task(entry, answer)
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            _end(entry, error)
+        return answer
+
+    return lambda wrapped, _instance, args, kwargs: send(wrapped, args, kwargs)
+
+
+def _streaming(method: str) -> Any:
+    async def stream(wrapped: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        entry = _open_send(method, args[0] if args else kwargs.get("request"))
+        error: BaseException | None = None
+        events = wrapped(*args, **kwargs)
+        first = True
+        try:
+            while True:
+                with within(entry, http_client.outgoing if first else None):
+                    try:
+                        event = await events.__anext__()
+                    except StopAsyncIteration:
+                        return
+                first = False
+                _note_task(entry, event)
+                yield event
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            try:
+                with within(entry):
+                    await events.aclose()
+            finally:
+                _end(entry, error)
+
+    return lambda wrapped, _instance, args, kwargs: stream(wrapped, args, kwargs)
+
+
+# Requests served -------------------------------------------------------------------------------------------------
+
+
+def _open_request(method: str, request: Any) -> Entry | None:
+    """Say that the HTTP request that is being served is an A2A request; open its hop if no hop of ours sent it."""
+    try:
+        exchange = asgi.serving.get()
+        name = METHODS[method]
+        if exchange is None:
+            return None
+        entry = exchange.entry
+        attributes: dict[str, Any] = {names.A2A_METHOD_NAME: name}
+        if method in STREAMS:
+            attributes[names.STREAMING] = True
+        _describe_message(attributes, request)
+        if entry is None:
+            if exchange.carrier is not None or name in ONLY_WITHIN:
+                return None  # the ledger was full, or somebody polls
+            return exchange.open("request", name, attributes)
+        entry.kind, entry.name = "request", name
+        entry.attributes = attributes
+    except Exception:  # noqa: BLE001
+        failed("a2a.request")
+        return None
+    return entry
+
+
+def _serving(method: str) -> Any:
+    async def serve(wrapped: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        entry = _open_request(method, args[0] if args else kwargs.get("params"))
+        try:
+            answer = await wrapped(*args, **kwargs)
+        except Exception as error:
+            # The SDK answers an error with 200; the hop says what it was.
+            if entry is not None:
+                entry.set(names.ERROR_TYPE, type(error).__name__)
+            raise
+        _note_task(entry, answer)
+        return answer
+
+    return lambda wrapped, _instance, args, kwargs: serve(wrapped, args, kwargs)
+
+
+def _serving_stream(method: str) -> Any:
+    async def serve(wrapped: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        entry = _open_request(method, args[0] if args else kwargs.get("params"))
+        events = wrapped(*args, **kwargs)
+        try:
+            async for event in events:
+                _note_task(entry, event)
+                yield event
+        finally:
+            await events.aclose()
+
+    return lambda wrapped, _instance, args, kwargs: serve(wrapped, args, kwargs)
+
+
+# Executions ------------------------------------------------------------------------------------------------------
+
+
+def _open_execution(executor: Any, context: Any, queue: Any) -> Entry | None:
+    try:
+        parent = current.get()
+        task = current_task()
+        if parent is not None and parent.kind == "execution" and parent.runner is not None and parent.runner() is task:
+            return None  # an executor that calls its base class's execute
+        task_id = getattr(context, "task_id", None)
+        attributes: dict[str, Any] = {}
+        if task_id:
+            attributes[names.A2A_TASK_ID] = task_id
+        if getattr(context, "context_id", None):
+            attributes[names.GEN_AI_CONVERSATION_ID] = context.context_id
+        message = getattr(context, "message", None)
+        if message is not None and getattr(message, "message_id", ""):
+            attributes[names.A2A_MESSAGE_ID] = message.message_id
+        function = getattr(type(executor).execute, "__wrapped__", type(executor).execute)
+        code = getattr(function, "__code__", None)
+        if code is not None:
+            attributes[names.CODE_FUNCTION_NAME] = getattr(function, "__qualname__", code.co_name)
+            attributes[names.CODE_FILE_PATH] = code.co_filename
+            attributes[names.CODE_LINE_NUMBER] = code.co_firstlineno
+        links = []
+        before = _executions.get(task_id) if task_id else None
+        if before is not None and isinstance(before.span, HopSpan):
+            links.append(Link(before.span.context))
+            state = (before.attributes or {}).get(names.A2A_TASK_STATE)
+            if state:
+                attributes[names.A2A_TASK_STATE] = state
+        entry = begin(
+            hopwatch_process.here(),
+            "execution",
+            f"{type(executor).__name__}.execute",
+            parent,
+            attributes=attributes,
+            runner=ref(task) if task is not None else None,
+            links=links,
+        )
+        if entry is None:
+            return None
+        if task_id:
+            _executions[task_id] = entry
+            _executions.move_to_end(task_id)
+            while len(_executions) > MAX_EXECUTIONS:
+                _executions.popitem(last=False)
+        if queue in _consumed:
+            completion = entry.ledger.open("event", "the SDK's processing of the last event", entry)
+            if completion is not None:
+                completion.quiet = True
+                consumer = _consumers.get(queue)
+                task = consumer()._consumer_task if consumer is not None and consumer() is not None else None  # noqa: SLF001
+                completion.runner = ref(task) if task is not None else None
+                left = _completions.pop(queue, None)
+                if left is not None:
+                    left.finish("cancelled")
+                _completions[queue] = completion
+    except Exception:  # noqa: BLE001
+        failed("a2a.execution")
+        return None
+    return entry
+
+
+async def _execute(wrapped: Any, executor: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    context = args[0] if args else kwargs.get("context")
+    queue = args[1] if len(args) > 1 else kwargs.get("event_queue")
+    entry = _open_execution(executor, context, queue)
+    error: BaseException | None = None
+    try:
+        with within(entry):
+            return await wrapped(*args, **kwargs)
+    except BaseException as raised:
+        error = raised
+        raise
+    finally:
+        _end(entry, error)
+
+
+def _executing(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return _execute(wrapped, instance, args, kwargs)
+
+
+def _completed(queue: Any) -> None:
+    completion = _completions.pop(queue, None)
+    if completion is not None:
+        completion.finish()
+
+
+async def _process_event(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    result = await wrapped(*args, **kwargs)
+    try:
+        event = args[0] if args else kwargs.get("event")
+        if type(event).__name__ == "_RequestCompleted":
+            _completed(instance.active_task._event_queue_agent)  # noqa: SLF001
+    except Exception:  # noqa: BLE001
+        failed("a2a.event")
+    return result
+
+
+async def _run_consumer(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    try:
+        return await wrapped(*args, **kwargs)
+    finally:
+        try:
+            _completed(instance._event_queue_agent)  # noqa: SLF001
+        except Exception:  # noqa: BLE001
+            failed("a2a.consumer")
+
+
+async def _save_task(wrapped: Any, _instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    result = await wrapped(*args, **kwargs)
+    try:
+        task = args[0] if args else kwargs.get("task")
+        entry = _executions.get(task.id)
+        if entry is not None:
+            entry.set(names.A2A_TASK_STATE, _state(task.status.state))
+    except Exception:  # noqa: BLE001
+        failed("a2a.save")
+    return result
+
+
+def look(_: int) -> None:
+    """Report executions whose consumer was destroyed. Called by the ticker."""
+    for completion in list(_completions.values()):
+        if completion.runner is not None and completion.runner() is None:
+            completion.finish("abandoned", "the SDK's consumer of its events was destroyed")
+
+
+# Pushes ----------------------------------------------------------------------------------------------------------
+
+
+async def _dispatch(wrapped: Any, _instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    entry = _open_push(args, kwargs)
+    error: BaseException | None = None
+    delivered = None
+    try:
+        with within(entry, http_client.outgoing):
+            delivered = await wrapped(*args, **kwargs)
+    except BaseException as raised:
+        error = raised
+        raise
+    finally:
+        if entry is not None and error is None and delivered is False:
+            # The SDK logs what went wrong and swallows it; its bool is all it tells.
+            outcome: Outcome = "failed"
+            if names.PEER not in (entry.attributes or {}):
+                entry.set(names.PEER, "refused")
+            entry.finish(outcome, entry.reason or "the SDK did not send it")
+        else:
+            _end(entry, error)
+    return delivered
+
+
+def _open_push(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Entry | None:
+    try:
+        event, info, task_id = (
+            args[index] if len(args) > index else kwargs.get(name) for index, name in enumerate(("event", "push_info", "task_id"))
+        )
+        url = urlsplit(info.url)
+        attributes: dict[str, Any] = {
+            names.MESSAGING_SYSTEM: "a2a",
+            names.MESSAGING_OPERATION_NAME: "push",
+            names.MESSAGING_OPERATION_TYPE: "send",
+            names.MESSAGING_DESTINATION_NAME: url.path or "/",
+            names.SERVER_ADDRESS: url.hostname or "",
+            names.SERVER_PORT: url.port or {"http": 80, "https": 443}.get(url.scheme, 0),
+        }
+        entry = begin(hopwatch_process.here(), "push", f"send {url.path or '/'}", current.get(), attributes=attributes, runner=_runner())
+        _note_task(entry, event)
+        if entry is not None and task_id:
+            entry.set(names.A2A_TASK_ID, task_id)
+    except Exception:  # noqa: BLE001
+        failed("a2a.push")
+        return None
+    return entry
+
+
+# The instrumentor ------------------------------------------------------------------------------------------------
+
+
+class A2AInstrumentor(BaseInstrumentor):  # type: ignore[misc]
+    """Makes hops of what the A2A SDK sends, serves, executes and pushes, and of the webhooks that take its pushes.
+
+    Nothing is imported: each module of the SDK, Starlette and httpx is instrumented when the application imports it.
+    """
+
+    def instrumentation_dependencies(self) -> Collection[str]:
+        """None: an agent without the SDK may still receive pushes."""
+        return ()
+
+    def _instrument(self, **_: Any) -> None:
+        self._patches = Patches()
+        self._executors: WeakSet[Any] = WeakSet()
+        try:
+            hopwatch_process.on_tick(look)
+            for name, hook in (
+                ("httpx", lambda module: http_client.instrument(self._patches, module)),
+                ("starlette.applications", lambda module: asgi.instrument(self._patches, module)),
+                ("a2a.client.transports.jsonrpc", lambda module: self._transport(module.JsonRpcTransport)),
+                ("a2a.client.transports.rest", lambda module: self._transport(module.RestTransport)),
+                ("a2a.server.request_handlers.default_request_handler_v2", lambda module: self._handler(module.DefaultRequestHandlerV2)),
+                ("a2a.server.request_handlers.default_request_handler", lambda module: self._handler(module.LegacyRequestHandler)),
+                ("a2a.server.agent_execution.active_task", self._active_task),
+                ("a2a.server.tasks.task_manager", lambda module: self._wrap(module.TaskManager, "_save_task", _save_task)),
+                (
+                    "a2a.server.tasks.base_push_notification_sender",
+                    lambda module: self._wrap(module.BasePushNotificationSender, "_dispatch_notification", _dispatch),
+                ),
+            ):
+                self._patches.when_imported(name, hook)
+        except Exception:  # noqa: BLE001 - the launcher would switch every instrumentation off
+            failed("a2a.instrument")
+
+    def _uninstrument(self, **_: Any) -> None:
+        self._patches.undo()
+
+    def _wrap(self, owner: Any, name: str, wrapper: Any) -> None:
+        if not self._patches.wrap(owner, name, wrapper):
+            missing.append(f"{owner.__module__}.{owner.__qualname__}.{name}")
+
+    def _transport(self, transport: Any) -> None:
+        for method in ("send_message", "get_task", "cancel_task"):
+            self._wrap(transport, method, _sending(method))
+        for method in ("send_message_streaming", "subscribe"):
+            self._wrap(transport, method, _streaming(method))
+
+    def _handler(self, handler: Any) -> None:
+        for method in ("on_message_send", "on_get_task", "on_cancel_task"):
+            self._wrap(handler, method, _serving(method))
+        for method in ("on_message_send_stream", "on_subscribe_to_task"):
+            self._wrap(handler, method, _serving_stream(method))
+
+        def made(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            result = wrapped(*args, **kwargs)
+            try:
+                self._executor(instance.agent_executor)
+            except Exception:  # noqa: BLE001
+                failed("a2a.handler")
+            return result
+
+        self._wrap(handler, "__init__", made)
+
+    def _executor(self, executor: Any) -> None:
+        # `execute` is abstract: what can be wrapped is the class of the executor that the application brings.
+        owner = type(executor)
+        if owner not in self._executors:
+            self._executors.add(owner)
+            self._wrap(owner, "execute", _executing)
+
+    def _active_task(self, module: Any) -> None:
+        def made(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            result = wrapped(*args, **kwargs)
+            try:
+                queue = instance._event_queue_agent  # noqa: SLF001
+                _consumed.add(queue)
+                _consumers[queue] = ref(instance)
+                requests = instance._request_queue  # noqa: SLF001
+                queues.keep_quiet(getattr(requests, "wrapped", requests))
+            except Exception:  # noqa: BLE001
+                failed("a2a.active_task")
+            return result
+
+        if hasattr(module, "ActiveTask") and hasattr(module, "EventConsumer"):
+            self._wrap(module.ActiveTask, "__init__", made)
+            self._wrap(module.ActiveTask, "_run_consumer", _run_consumer)
+            self._wrap(module.EventConsumer, "_process_event", _process_event)

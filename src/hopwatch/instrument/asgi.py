@@ -1,0 +1,179 @@
+"""Which request of ours does this HTTP request belong to? Served by Starlette or FastAPI, and acknowledged.
+
+A request that carries a hop of ours becomes a hop: a webhook, until the A2A SDK says that it is one of its own
+requests. A request that carries none stays untouched, unless the SDK takes it: then it is a root.
+"""
+
+from __future__ import annotations
+
+import functools
+from asyncio import CancelledError, current_task
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+from weakref import ref
+
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+from opentelemetry.trace import Link, SpanContext, TraceFlags
+
+from hopwatch import attributes as names
+from hopwatch import process as hopwatch_process
+from hopwatch import propagation
+from hopwatch.process import current, failed
+from hopwatch.telemetry import HopSpan, begin
+
+if TYPE_CHECKING:
+    from hopwatch.instrument import Patches
+    from hopwatch.ledger import Entry, Kind
+    from hopwatch.telemetry import Carrier
+
+
+class Exchange:
+    """One HTTP request that is being served."""
+
+    __slots__ = ("carrier", "entry", "headers", "path", "status", "token")
+
+    def __init__(self, scope: Any) -> None:
+        self.headers = {
+            name.decode("latin-1"): value.decode("latin-1")
+            for name, value in scope["headers"]
+            if name in (b"traceparent", b"tracestate")
+        }
+        self.carrier: Carrier | None = propagation.incoming(self.headers) if b"tracestate" else None
+        self.path: str = scope.get("path", "")
+        self.entry: Entry | None = None
+        self.status = 0
+        self.token: Any = None
+
+    def open(self, kind: Kind, name: str, attributes: dict[str, Any]) -> Entry | None:
+        """Open the hop of this request and make it the current one; the end of the request ends it."""
+        task = current_task()
+        links = []
+        if self.carrier is not None:
+            sender = SpanContext(int(self.carrier.cascade, 16), int(self.carrier.hop, 16), is_remote=True, trace_flags=TraceFlags(1))
+            links.append(Link(sender))
+        token = None
+        if self.carrier is None and not trace.get_current_span().get_span_context().is_valid:
+            around = propagation.plain_context(self.headers)
+            token = otel_context.attach(around) if around is not None else None
+        entry = begin(
+            hopwatch_process.here(),
+            kind,
+            name,
+            None,
+            carrier=self.carrier,
+            attributes=attributes,
+            runner=ref(task) if task is not None else None,
+            links=links,
+        )
+        if token is not None:
+            otel_context.detach(token)
+        self.entry = entry
+        if entry is not None:
+            current.set(entry)
+            if isinstance(entry.span, HopSpan):
+                otel_context.attach(entry.span.around())
+        return entry
+
+    def close(self, error: BaseException | None) -> None:
+        """End the hop as the response, or the lack of one, says."""
+        entry = self.entry
+        if entry is None:
+            return
+        if self.status:
+            entry.set(names.HTTP_STATUS_CODE, self.status)
+        if isinstance(error, CancelledError):
+            entry.finish("cancelled", "the server gave it up, or the caller went away")
+        elif error is not None:
+            entry.finish("failed", type(error).__name__)
+        elif self.status >= 400:
+            entry.finish("failed", f"answered {self.status}")
+        else:
+            entry.finish()
+
+    def acknowledge(self, message: Any) -> None:
+        """Add the acknowledgement to the start of the response."""
+        self.status = message.get("status", 0)
+        if self.entry is None and self.carrier is None:
+            return
+        value = propagation.acknowledgement(self.entry, self.carrier.cascade if self.carrier else "").encode()
+        headers = list(message.get("headers") or ())
+        if not any(name.lower() == b"traceresponse" for name, _ in headers):
+            headers.append((names.TRACERESPONSE_HEADER.encode(), value))
+        headers.append((names.ACKNOWLEDGEMENT_HEADER.encode(), value))
+        message["headers"] = headers
+
+
+serving: ContextVar[Exchange | None] = ContextVar("hopwatch_exchange", default=None)
+"""The HTTP request that the running code serves."""
+
+
+def _calling(original: Any) -> Any:
+    @functools.wraps(original)
+    async def __call__(self: Any, scope: Any, receive: Any, send: Any) -> None:  # noqa: N807 - it stands for the application's own
+        exchange = None
+        if scope["type"] == "http":
+            try:
+                outer = serving.get()
+                exchange = Exchange(scope)
+                # An application mounted in another one is served within the same request.
+                if outer is not None and (outer.carrier.hop if outer.carrier else "") == (exchange.carrier.hop if exchange.carrier else ""):
+                    exchange = None
+            except Exception:  # noqa: BLE001
+                failed("asgi.request")
+                exchange = None
+        if exchange is None:
+            await original(self, scope, receive, send)
+            return
+        await _serve(original, self, scope, receive, send, exchange)
+
+    return __call__
+
+
+async def _serve(original: Any, app: Any, scope: Any, receive: Any, send: Any, exchange: Exchange) -> None:
+    async def acknowledging(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            try:
+                exchange.acknowledge(message)
+            except Exception:  # noqa: BLE001
+                failed("asgi.acknowledge")
+        await send(message)
+
+    outer = serving.set(exchange)
+    hop = current.set(None)
+    around = otel_context.attach(otel_context.get_current())
+    error: BaseException | None = None
+    try:
+        if exchange.carrier is not None:
+            try:
+                exchange.open("webhook", f"process {exchange.path}", _webhook_attributes(scope))
+            except Exception:  # noqa: BLE001
+                failed("asgi.open")
+        await original(app, scope, receive, acknowledging)
+    except BaseException as raised:
+        error = raised
+        raise
+    finally:
+        try:
+            exchange.close(error)
+            otel_context.detach(around)
+            current.reset(hop)
+            serving.reset(outer)
+        except Exception:  # noqa: BLE001
+            failed("asgi.close")
+
+
+def _webhook_attributes(scope: Any) -> dict[str, Any]:
+    return {
+        names.MESSAGING_SYSTEM: "a2a",
+        names.MESSAGING_OPERATION_NAME: "push",
+        names.MESSAGING_OPERATION_TYPE: "process",
+        names.MESSAGING_DESTINATION_NAME: scope.get("path", ""),
+        names.HTTP_REQUEST_METHOD: scope.get("method", ""),
+        names.URL_PATH: scope.get("path", ""),
+    }
+
+
+def instrument(patches: Patches, module: Any) -> None:
+    """Wrap `starlette.applications.Starlette`, which FastAPI inherits from."""
+    patches.replace(module.Starlette, "__call__", _calling)

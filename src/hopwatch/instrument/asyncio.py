@@ -1,0 +1,51 @@
+"""How is asyncio instrumented? Tasks, queues, locks, jobs and timers, each by its own module."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry.instrumentation.instrumentor import BaseInstrumentor
+
+from hopwatch import process as hopwatch_process
+from hopwatch.instrument import Patches, jobs, locks, queues, service, tasks
+from hopwatch.process import failed
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+
+class AsyncioInstrumentor(BaseInstrumentor):  # type: ignore[misc]
+    """Accounts for the tasks, queues, locks, jobs and timers of cascades.
+
+    `instrument()` and `uninstrument()` as in every OpenTelemetry instrumentor. What runs outside any hop is not
+    touched and costs one look at a context variable.
+    """
+
+    def instrumentation_dependencies(self) -> Collection[str]:
+        """Nothing beyond the standard library."""
+        return ()
+
+    def _instrument(self, **_: Any) -> None:
+        self._patches = patches = Patches()
+        try:
+            process = hopwatch_process.here()
+            service.configure(process.settings.service_loops)
+            tasks.instrument(patches)
+            queues.instrument(patches)
+            locks.instrument(patches)
+            jobs.instrument(patches)
+            for name, hook in (
+                ("uvloop", self._uvloop),
+                ("culsans", lambda module: queues.instrument_culsans(patches, module.Queue)),
+                ("concurrent.futures.process", lambda module: jobs.instrument_processes(patches, module)),
+            ):
+                patches.when_imported(name, hook)
+        except Exception:  # noqa: BLE001 - the launcher would switch every instrumentation off
+            failed("asyncio.instrument")
+
+    def _uninstrument(self, **_: Any) -> None:
+        self._patches.undo()
+
+    def _uvloop(self, module: Any) -> None:
+        tasks.instrument_uvloop(self._patches, module.Loop)
+        jobs.instrument_uvloop(self._patches, module.Loop)

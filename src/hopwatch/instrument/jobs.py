@@ -1,0 +1,177 @@
+"""What may still act for a cascade outside its tasks? Jobs of executors, threads, and timers of the application.
+
+Counted while they may act: a job until its future is done, a thread until it is not alive any more, a timer until its
+callback has run or it was cancelled (the last two are looked at by the ticker, so they may count a quarter of a
+second too long). Callbacks given to `call_soon` run at the loop's next turn and are not counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures.thread
+import functools
+import threading
+from typing import TYPE_CHECKING, Any, Final
+from weakref import ref
+
+from hopwatch import process as hopwatch_process
+from hopwatch.instrument.service import is_service
+from hopwatch.process import current, failed
+
+if TYPE_CHECKING:
+    from hopwatch.instrument import Patches
+    from hopwatch.ledger import Entry
+
+_get = current.get
+LIBRARIES: Final = frozenset(
+    {
+        "aiohttp", "aiologic", "anyio", "asyncio", "asyncpg", "concurrent", "culsans", "fastapi", "grpc", "h11", "h2",
+        "hopwatch", "httpcore", "httptools", "httpx", "hypercorn", "opentelemetry", "redis", "sniffio", "sqlalchemy",
+        "sse_starlette", "starlette", "threading", "uvicorn", "uvloop", "websockets", "wsproto",
+    }
+)  # fmt: skip
+"""Top-level packages whose timers are their own business: keep-alives, timeouts, pings."""
+_timers: dict[int, tuple[Entry, Any]] = {}
+_threads: dict[int, tuple[Entry, Any]] = {}
+
+
+def _name(function: Any) -> tuple[str, str]:
+    while isinstance(function, functools.partial):
+        function = function.func
+    return getattr(function, "__module__", None) or "", getattr(function, "__qualname__", None) or type(function).__qualname__
+
+
+def _open(kind: str, function: Any, hop: Entry) -> Entry | None:
+    return hop.ledger.open("task", f"{kind} {_name(function)[1]}", hop)
+
+
+def _submitting(original: Any) -> Any:
+    """`submit` of an executor: the job counts until its future is done, which a running job's is only at its end."""
+
+    @functools.wraps(original)
+    def submit(self: Any, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
+        hop = _get()
+        future = original(self, fn, *args, **kwargs)
+        if hop is not None:
+            try:
+                entry = _open("job", fn, hop)
+                if entry is not None:
+                    future.add_done_callback(functools.partial(_job_done, entry))
+            except Exception:  # noqa: BLE001
+                failed("submit")
+        return future
+
+    return submit
+
+
+def _job_done(entry: Entry, future: Any) -> None:
+    if future.cancelled():
+        entry.finish("cancelled")
+        return
+    error = future.exception()
+    if error is None:
+        entry.finish()
+    else:
+        entry.finish("failed", type(error).__name__)
+
+
+def _starting(original: Any) -> Any:
+    """`Thread.start`: the thread counts while it is alive, unless it serves its pool."""
+
+    @functools.wraps(original)
+    def start(self: Any) -> Any:
+        hop = _get()
+        result = original(self)
+        if hop is not None:
+            try:
+                target = getattr(self, "_target", None)
+                function = target if target is not None else type(self).run
+                module, qualname = _name(function)
+                if not is_service(getattr(function, "__code__", function), module, qualname):
+                    entry = _open("thread", function, hop)
+                    if entry is not None:
+                        _threads[id(entry)] = (entry, ref(self))
+            except Exception:  # noqa: BLE001
+                failed("thread.start")
+        return result
+
+    return start
+
+
+class _Timed:
+    """A timer's callback that says when it has run."""
+
+    __slots__ = ("callback", "entry")
+
+    def __init__(self, callback: Any, entry: Entry) -> None:
+        self.callback = callback
+        self.entry = entry
+
+    def __call__(self, *args: Any) -> Any:
+        try:
+            return self.callback(*args)
+        finally:
+            _timers.pop(id(self.entry), None)
+            self.entry.finish()
+
+
+def _scheduling(original: Any) -> Any:
+    """`call_at` or `call_later` of a loop."""
+
+    @functools.wraps(original)
+    def schedule(self: Any, when: Any, callback: Any, *args: Any, context: Any = None) -> Any:
+        hop = _get() if context is None else context.get(current)
+        if hop is None or isinstance(callback, _Timed) or _name(callback)[0].partition(".")[0] in LIBRARIES:
+            return original(self, when, callback, *args, context=context)
+        entry = None
+        try:
+            entry = _open("timer", callback, hop)
+        except Exception:  # noqa: BLE001
+            failed("timer")
+        if entry is None:
+            return original(self, when, callback, *args, context=context)
+        try:
+            handle = original(self, when, _Timed(callback, entry), *args, context=context)
+        except BaseException:
+            entry.finish("cancelled")
+            raise
+        try:
+            _timers[id(entry)] = (entry, ref(handle))
+        except TypeError:  # a loop whose handles take no weak reference: the timer counts until it has run
+            pass
+        return handle
+
+    return schedule
+
+
+def look(_: int) -> None:
+    """Close what has ended without telling: cancelled timers and threads. Called by the ticker."""
+    for key, (entry, reference) in list(_timers.items()):
+        handle = reference()
+        if handle is None or handle.cancelled():
+            _timers.pop(key, None)
+            entry.finish("cancelled")
+    for key, (entry, reference) in list(_threads.items()):
+        thread = reference()
+        if thread is None or not thread.is_alive():
+            _threads.pop(key, None)
+            entry.finish()
+
+
+def instrument(patches: Patches) -> None:
+    """Replace what starts jobs, threads and timers."""
+    patches.replace(concurrent.futures.thread.ThreadPoolExecutor, "submit", _submitting)
+    patches.replace(threading.Thread, "start", _starting)
+    patches.replace(asyncio.BaseEventLoop, "call_at", _scheduling)
+    hopwatch_process.on_tick(look)
+
+
+def instrument_processes(patches: Patches, module: Any) -> None:
+    """The same for pools of processes, whose module is loaded late."""
+    patches.replace(module.ProcessPoolExecutor, "submit", _submitting)
+
+
+def instrument_uvloop(patches: Patches, loop: Any) -> None:
+    """The same on `uvloop.Loop`, whose `call_later` does not go through `call_at`."""
+    patches.replace(loop, "call_at", _scheduling)
+    patches.replace(loop, "call_later", _scheduling)

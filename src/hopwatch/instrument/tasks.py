@@ -1,0 +1,272 @@
+"""Which asyncio tasks does a cascade still have? Task creation, and tasks that are collected while pending."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import sys
+from collections import deque
+from contextvars import copy_context
+from time import time_ns
+from typing import TYPE_CHECKING, Any, Final
+from weakref import ref
+
+from opentelemetry import _logs
+
+from hopwatch import attributes as names
+from hopwatch import process as hopwatch_process
+from hopwatch import waits
+from hopwatch.instrument.service import is_service, judged
+from hopwatch.ledger import Entry
+from hopwatch.process import current, failed
+
+if TYPE_CHECKING:
+    from hopwatch.instrument import Patches
+
+_ASYNCIO: Final = os.path.dirname(asyncio.__file__) + os.sep  # noqa: PTH120 - compared with co_filename, a str
+_FRAMES_TO_SKIP: Final = 6
+"""How many frames of asyncio may stand between a call site and `create_task` (gather: ensure_future, _ensure_future)."""
+_CONTRIB: Final = "opentelemetry.instrumentation.asyncio"
+_asyncio_code: dict[Any, bool] = {}
+_get = current.get
+_getframe = sys._getframe  # noqa: SLF001 - the documented way to a caller that costs 60 ns, where inspect costs 30 us
+destroyed: deque[tuple[TaskEntry, dict[str, Any]]] = deque(maxlen=4096)
+"""Tasks that were collected while pending, as told by the loop's exception handler; the ticker takes them from here."""
+
+
+class TaskEntry(Entry):
+    """The entry of an asyncio task; it is the task's done callback itself, which saves one object a task."""
+
+    __slots__ = ()
+
+    def __call__(self, task: Any) -> None:
+        """Close the entry: the task is done."""
+        try:
+            if task.cancelled():
+                self.finish("cancelled")
+                return
+            # Not task.exception(): that would take away asyncio's "Task exception was never retrieved".
+            error = task._exception  # noqa: SLF001
+            if error is None:
+                self.finish()
+            else:
+                self.finish("failed", type(error).__name__)
+        except Exception:  # noqa: BLE001
+            failed("task.done")
+
+
+def line_of(origin: tuple[Any, int]) -> int:
+    """The line of an instruction."""
+    code, offset = origin
+    for start, end, line in code.co_lines():
+        if start <= offset < end and line is not None:
+            return int(line)
+    return int(code.co_firstlineno)
+
+
+def set_location(entry: Entry) -> None:
+    """Put where an entry was made into its attributes."""
+    if entry.origin is None:
+        return
+    code = entry.origin[0]
+    entry.set(names.CODE_FILE_PATH, code.co_filename)
+    entry.set(names.CODE_LINE_NUMBER, line_of(entry.origin))
+    entry.set(names.CODE_FUNCTION_NAME, getattr(code, "co_qualname", code.co_name))
+
+
+def _creating(original: Any) -> Any:
+    """`create_task` of an event loop, with accounting."""
+
+    @functools.wraps(original)
+    def create_task(self: Any, coro: Any, **kwargs: Any) -> Any:
+        context = kwargs.get("context") if kwargs else None
+        hop = _get() if context is None else context.get(current)
+        if hop is None:
+            return original(self, coro, **kwargs)
+        code = getattr(coro, "cr_code", None)
+        service = judged(code)
+        if service is None:
+            service = _judge(coro, code)
+        if service:
+            return _create_detached(original, self, coro, kwargs)
+        task = original(self, coro, **kwargs)
+        try:
+            _track(task, coro, hop)
+        except Exception:  # noqa: BLE001
+            failed("create_task")
+        return task
+
+    return create_task
+
+
+def _track(task: Any, coro: Any, hop: Entry) -> None:
+    ledger = hop.ledger
+    if len(ledger.hops) + len(ledger.invisible) >= ledger.capacity:
+        ledger.full(hop)
+        return
+    entry = TaskEntry(ledger, "task", getattr(coro, "__qualname__", "task"), hop, time_ns())
+    entry.runner = ref(task)
+    entry.origin = _call_site()
+    if ledger.everything:
+        set_location(entry)
+        ledger.appear(entry)
+    else:
+        ledger.count(entry, hop)
+    # An eager task (3.12) may be done already; the callback comes all the same.
+    task.add_done_callback(entry)
+
+
+def _call_site() -> tuple[Any, int]:
+    """Code object and instruction offset of the first frame outside asyncio; its line is worked out when it is asked for."""
+    frame = _getframe(3)  # past _track and create_task
+    code = frame.f_code
+    if _asyncio_code.get(code) is False:
+        return code, frame.f_lasti
+    for _ in range(_FRAMES_TO_SKIP):
+        code = frame.f_code
+        inside = _asyncio_code.get(code)
+        if inside is None:
+            inside = code.co_filename.startswith(_ASYNCIO)
+            if len(_asyncio_code) < 8192:
+                _asyncio_code[code] = inside
+        if not inside or frame.f_back is None:
+            break
+        frame = frame.f_back
+    return frame.f_code, frame.f_lasti
+
+
+def _judge(coro: Any, code: Any) -> bool:
+    try:
+        if code is None:
+            return False
+        frame = coro.cr_frame
+        module = frame.f_globals.get("__name__", "") if frame is not None else ""
+        if module == _CONTRIB and frame is not None:
+            # opentelemetry-instrumentation-asyncio (0.66b1) puts every coroutine into one of its own.
+            inner = frame.f_locals.get("coro")
+            return inner is not None and inner is not coro and _judge(inner, getattr(inner, "cr_code", None))
+        return is_service(code, module, getattr(coro, "__qualname__", ""))
+    except Exception:  # noqa: BLE001
+        failed("service")
+        return False
+
+
+def _create_detached(original: Any, loop: Any, coro: Any, kwargs: dict[str, Any]) -> Any:
+    """Create a service loop's task with no current hop, so that what it does later is not charged to who started it."""
+    context = kwargs.get("context")
+    context = copy_context() if context is None else context.copy()
+    context.run(current.set, None)
+    if sys.version_info >= (3, 11):
+        kwargs["context"] = context
+        return original(loop, coro, **kwargs)
+    return context.run(functools.partial(original, loop, coro, **kwargs))
+
+
+def _handling(original: Any) -> Any:
+    """`call_exception_handler` of an event loop: here asyncio tells that a pending task was collected."""
+
+    @functools.wraps(original)
+    def call_exception_handler(self: Any, context: Any) -> Any:
+        try:
+            task = context.get("task")
+            if task is not None and str(context.get("message", "")).startswith("Task was destroyed"):
+                # This may be any thread, inside the garbage collector: look, append, and leave the rest to the ticker.
+                for callback in task._callbacks or ():  # noqa: SLF001
+                    entry = callback[0]
+                    if isinstance(entry, TaskEntry):
+                        destroyed.append((entry, waits.glance(task).as_dict()))
+        except Exception:  # noqa: BLE001
+            failed("destroyed")
+        return original(self, context)
+
+    return call_exception_handler
+
+
+def _finalizing(original: Any) -> Any:
+    """A loop's hook for abandoned async generators, which closes them in a task of their own at its next turn.
+
+    a2a-sdk 1.3.0 leaves the generator of a subscription with `break`, and closes it only so: until then the hop that
+    did it stays open, or what the closing does would seem to come late.
+    """
+
+    @functools.wraps(original)
+    def _asyncgen_finalizer_hook(self: Any, agen: Any) -> Any:
+        hop = _get()
+        entry = None
+        if hop is not None and hop.done is None:
+            try:
+                entry = hop.ledger.open("task", "close of an async generator", hop)
+            except Exception:  # noqa: BLE001
+                failed("asyncgen")
+        result = original(self, agen)
+        if entry is not None:
+            try:
+                self.call_soon_threadsafe(entry.finish)  # after the call that makes the task
+            except RuntimeError:  # the loop is closed: nothing will run any more
+                entry.finish("cancelled")
+        return result
+
+    return _asyncgen_finalizer_hook
+
+
+def look(_: int) -> None:
+    """Report the tasks that were collected while pending. Called by the ticker."""
+    while destroyed:
+        entry, waiting = destroyed.popleft()
+        _bury(entry, waiting)
+    ledger = hopwatch_process.here().ledger
+    for entry in [*ledger.invisible.values(), *ledger.open_hops()]:
+        # A child of gather() is collected without a word (asyncio switches the report off for it).
+        if isinstance(entry, TaskEntry) and entry.done is None and entry.runner() is None and not destroyed:
+            _bury(entry, None)
+
+
+def _bury(entry: TaskEntry, waiting: dict[str, Any] | None) -> None:
+    if entry.done is not None:
+        return
+    set_location(entry)
+    what = "; it awaited " + _phrase(waiting) if waiting else ""
+    reason = f"the task was destroyed while pending, for nothing kept a reference to it{what}"
+    entry.finish("abandoned", reason)
+    hopwatch_process.here().telemetry.task_destroyed()
+    report(entry, reason)
+
+
+def _phrase(waiting: dict[str, Any]) -> str:
+    where = f" at {waiting['file']}:{waiting['line']}" if waiting.get("file") else ""
+    return f"{waiting.get('what', 'something')}{where}"
+
+
+def report(entry: Entry, reason: str) -> None:
+    """Tell of a task that never finished by a log event, in the hop's own trace."""
+    try:
+        _logs.get_logger(names.SCOPE).emit(
+            _logs.LogRecord(
+                timestamp=time_ns(),
+                trace_id=int(entry.cascade or "0", 16),
+                span_id=int(entry.id or "0", 16),
+                severity_text="ERROR",
+                severity_number=_logs.SeverityNumber.ERROR,
+                body=f"{entry.name}: {reason}",
+                attributes={"event.name": names.EVENT_TASK_NEVER_FINISHED, **(entry.attributes or {})},
+            )
+        )
+    except Exception:  # noqa: BLE001
+        failed("report")
+
+
+def instrument(patches: Patches) -> None:
+    """Replace what makes tasks, on asyncio's loop and on uvloop's where that is loaded later."""
+    loop = asyncio.BaseEventLoop
+    patches.replace(loop, "create_task", _creating)
+    patches.replace(loop, "call_exception_handler", _handling)
+    patches.replace(loop, "_asyncgen_finalizer_hook", _finalizing)
+    hopwatch_process.on_tick(look)
+
+
+def instrument_uvloop(patches: Patches, loop: Any) -> None:
+    """The same on `uvloop.Loop`, which is not a `BaseEventLoop`."""
+    patches.replace(loop, "create_task", _creating)
+    patches.replace(loop, "call_exception_handler", _handling)
+    patches.replace(loop, "_asyncgen_finalizer_hook", _finalizing)

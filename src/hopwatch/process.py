@@ -1,0 +1,136 @@
+"""What does this process account with? The one ledger, the current hop, and the guard around every hook.
+
+Everything that hopwatch does inside somebody else's program goes through here: a hook that fails is counted and
+logged once, and never raises into the application.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from hopwatch.ledger import CAPACITY, Entry, Ledger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from hopwatch.telemetry import Telemetry
+
+logger = logging.getLogger("hopwatch")
+# Without a handler of its own, logging's last resort would print to the application's stderr.
+logger.addHandler(logging.NullHandler())
+
+current: ContextVar[Entry | None] = ContextVar("hopwatch_hop", default=None)
+"""The hop that the running code works for: always a visible entry, which may have closed already."""
+
+failures: dict[str, int] = {}
+"""How often each hook failed."""
+
+MAX_FAILURE_KINDS: Final = 256
+
+
+def failed(hook: str) -> None:
+    """Count an exception in a hook of ours, inside an `except` block; log the first of each kind."""
+    count = failures.get(hook, 0)
+    if count == 0 and len(failures) >= MAX_FAILURE_KINDS:
+        return
+    failures[hook] = count + 1
+    if count == 0:
+        logger.warning("hopwatch: hook %s failed; what it watches is not accounted for. Reported once.", hook, exc_info=True)
+
+
+class Settings(NamedTuple):
+    """What the environment says. A bad value is told of by `hopwatch doctor` and in the log, and the default holds."""
+
+    detail: str = "hops"
+    reveal_after: float = 1.0
+    """Seconds after which a task, an event or a wait for a lock becomes visible."""
+    capacity: int = CAPACITY
+    service_loops: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+
+
+def read_settings(environment: Any = os.environ) -> Settings:
+    """Read the `HOPWATCH_*` variables.
+
+    Returns:
+        The settings, with a sentence in `problems` for each value that could not be used.
+    """
+    problems: list[str] = []
+    detail = environment.get("HOPWATCH_DETAIL", "hops").strip().lower() or "hops"
+    if detail not in ("hops", "all"):
+        problems.append(f"HOPWATCH_DETAIL is {detail!r}; it is hops or all. hops is used")
+        detail = "hops"
+
+    def number(name: str, default: float, least: float, most: float) -> float:
+        text = environment.get(name, "").strip()
+        if not text:
+            return default
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not least <= value <= most:
+            problems.append(f"{name} is {text!r}; it is a number from {least:g} to {most:g}. {default:g} is used")
+            return default
+        return value
+
+    return Settings(
+        detail=detail,
+        reveal_after=number("HOPWATCH_REVEAL_AFTER", 1.0, 0.05, 3600.0),
+        capacity=int(number("HOPWATCH_CAPACITY", CAPACITY, 16, 10_000_000)),
+        service_loops=tuple(each.strip() for each in environment.get("HOPWATCH_SERVICE_LOOPS", "").split(",") if each.strip()),
+        problems=tuple(problems),
+    )
+
+
+class Process:
+    """What one process has of hopwatch; a forked child gets all of it anew."""
+
+    def __init__(self, settings: Settings) -> None:
+        from hopwatch.telemetry import Telemetry  # noqa: PLC0415 - telemetry itself needs this module
+
+        self.settings = settings
+        self.instance = secrets.token_hex(8)
+        self.pid = os.getpid()
+        self.telemetry: Telemetry = Telemetry(self)
+        self.ledger = Ledger(self.telemetry, capacity=settings.capacity, everything=settings.detail == "all")
+        self.each_tick: list[Callable[[int], None]] = list(_each_tick)
+        """Called by the ticker with the time (Unix nanoseconds): what has to be looked at now and then."""
+
+
+_process: Process | None = None
+_each_tick: list[Callable[[int], None]] = []
+
+
+def here() -> Process:
+    """The process's own ledger and telemetry, made when first asked for."""
+    global _process  # noqa: PLW0603 - one process has one ledger
+    if _process is None:
+        settings = read_settings()
+        for problem in settings.problems:
+            logger.warning("hopwatch: %s.", problem)
+        _process = Process(settings)
+    return _process
+
+
+def on_tick(look: Callable[[int], None]) -> None:
+    """Have the ticker call `look`, with the time in Unix nanoseconds, about every 0.25 s while hops are open."""
+    if look not in _each_tick:
+        _each_tick.append(look)
+        if _process is not None:
+            _process.each_tick.append(look)
+
+
+def _in_child() -> None:
+    # The parent's hops stay the parent's: the child neither reports nor ends them.
+    global _process  # noqa: PLW0603
+    if _process is not None:
+        _process = Process(_process.settings)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)

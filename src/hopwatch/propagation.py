@@ -1,0 +1,83 @@
+"""Who caused this message, and did the other side take it? What goes over the wire, in and out.
+
+Out: `traceparent`, and in `tracestate` an entry `hopwatch=<cascade>-<hop>`, which other instrumentations hand on as it
+is. Back: `traceresponse` with the receiver's hop, as the W3C draft "Trace Context Level 2" has it, and the same
+value under a name of our own, for other instrumentations answer with `traceresponse` as well.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry import context as otel_context
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from hopwatch import attributes as names
+from hopwatch.telemetry import Carrier, HopSpan
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from hopwatch.ledger import Entry
+
+_w3c = TraceContextTextMapPropagator()
+_HEX = frozenset("0123456789abcdef")
+
+
+def outgoing(entry: Entry) -> dict[str, str]:
+    """The headers that a message of this hop carries."""
+    hop = entry.span
+    if not isinstance(hop, HopSpan):
+        return {}
+    context = hop.context
+    return {
+        "traceparent": f"00-{entry.cascade}-{entry.id}-{int(context.trace_flags):02x}",
+        "tracestate": context.trace_state.to_header(),
+    }
+
+
+def hop_in_tracestate(header: str) -> tuple[str, str] | None:
+    """The cascade and hop that a `tracestate` header carries, or None."""
+    for member in header.split(","):
+        key, _, value = member.strip().partition("=")
+        if key == names.TRACESTATE_KEY:
+            cascade, _, hop = value.partition("-")
+            if len(cascade) == 32 and len(hop) == 16 and _HEX.issuperset(cascade) and _HEX.issuperset(hop) and int(hop, 16) and int(cascade, 16):
+                return cascade, hop
+    return None
+
+
+def incoming(headers: Mapping[str, str]) -> Carrier | None:
+    """What a message's headers (lower-case names) say of the hop that sent it; None where no hop of ours did."""
+    state = headers.get("tracestate")
+    found = hop_in_tracestate(state) if state and names.TRACESTATE_KEY in state else None
+    if found is None:
+        return None
+    return Carrier(*found, _w3c.extract(headers, otel_context.Context()))
+
+
+def plain_context(headers: Mapping[str, str]) -> Any:
+    """The OpenTelemetry context of a message that no hop of ours sent; None where it carries none."""
+    return _w3c.extract(headers, otel_context.get_current()) if "traceparent" in headers else None
+
+
+def acknowledgement(entry: Entry | None, cascade: str) -> str:
+    """The value of the acknowledgement: the receiving hop, or zeros where the receiver had no room to account for it."""
+    if entry is None:
+        return f"00-{cascade}-{'0' * 16}-00"
+    hop = entry.span
+    flags = int(hop.context.trace_flags) if isinstance(hop, HopSpan) and hop.recording else 0
+    return f"00-{entry.cascade}-{entry.id}-{flags:02x}"
+
+
+def acknowledged(entry: Entry, header: str | None) -> None:
+    """Record on a send or push what its peer answered: instrumented with its hop, or opaque."""
+    parts = header.strip().split("-") if header else []
+    if len(parts) != 4 or parts[1] != entry.cascade or len(parts[2]) != 16 or not _HEX.issuperset(parts[2]):
+        entry.set(names.PEER, "opaque")
+        return
+    entry.set(names.PEER, "instrumented")
+    if int(parts[2], 16):
+        entry.set(names.PEER_HOP, parts[2])
+    if not parts[3][-1:] in ("1", "3", "5", "7", "9", "b", "d", "f"):
+        entry.set(names.PEER_SAMPLED, False)

@@ -1,0 +1,597 @@
+"""How do hops become spans? From the ledger to spans, markers, heartbeats and metrics.
+
+Everything goes out by the application's own providers and exporter. Two threads of ours help: the ticker, which
+looks at what is open about four times a second and sleeps while nothing is, and the flusher, which asks the provider
+to export, for an exporter that hangs must hang nobody else.
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+import threading
+import time
+import weakref
+from typing import TYPE_CHECKING, Any, Final
+
+from opentelemetry import context as otel_context
+from opentelemetry import metrics, trace
+from opentelemetry.trace import (
+    NonRecordingSpan,
+    SpanContext,
+    SpanKind,
+    Status,
+    StatusCode,
+    TraceFlags,
+    TraceState,
+    set_span_in_context,
+)
+
+from hopwatch import attributes as names
+from hopwatch import records, waits
+from hopwatch.process import current, failed, failures
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from contextvars import ContextVar
+
+    from opentelemetry.context import Context
+    from opentelemetry.metrics import CallbackOptions, Observation
+    from opentelemetry.trace import Link, Span
+
+    from hopwatch.ledger import Entry, Kind
+    from hopwatch.process import Process
+
+SECOND: Final = 1_000_000_000
+TICK: Final = 0.25
+"""Seconds between two looks at what is open; a hop that is shorter never gets a marker."""
+HEARTBEAT: Final = 5 * SECOND
+FLUSH_EVERY: Final = SECOND
+MARKERS_AT: Final = tuple(int(age * SECOND) for age in (TICK, 1, 10, 60, 300))
+SAMPLING_BUDGET: Final = 2_000_000
+"""Nanoseconds a tick for looking at what hops wait on."""
+LOOK_BELOW: Final = 16
+"""How many invisible entries of a hop are looked at; one with more is taken to move."""
+MAX_MEASUREMENTS: Final = 256
+"""Durations recorded a tick, so that a busy process pays a bounded price."""
+
+KINDS: Final[dict[str, SpanKind]] = {
+    "request": SpanKind.SERVER,
+    "send": SpanKind.CLIENT,
+    "push": SpanKind.PRODUCER,
+    "webhook": SpanKind.CONSUMER,
+    "execution": SpanKind.INTERNAL,
+    "task": SpanKind.INTERNAL,
+    "event": SpanKind.INTERNAL,
+    "lock": SpanKind.INTERNAL,
+}
+
+
+class Carrier:
+    """What came in with a message: the hop that sent it, and the OpenTelemetry context around it."""
+
+    __slots__ = ("cascade", "context", "hop")
+
+    def __init__(self, cascade: str, hop: str, context: Context | None) -> None:
+        self.cascade = cascade
+        self.hop = hop
+        self.context = context
+
+
+class Seed:
+    """What an entry's span will be made from, until there is one."""
+
+    __slots__ = ("carrier", "context", "links")
+
+    def __init__(self, context: Context | None, carrier: Carrier | None, links: Sequence[Link]) -> None:
+        self.context = context
+        self.carrier = carrier
+        self.links = links
+
+
+class HopSpan:
+    """A hop's span, and what was last said of it."""
+
+    __slots__ = ("context", "markers", "moves", "recording", "sampled", "span", "told")
+
+    def __init__(self, span: Span, context: SpanContext, *, recording: bool) -> None:
+        self.span = span
+        self.context = context
+        self.recording = recording
+        self.markers = 0
+        self.told: dict[str, Any] | None = None
+        self.moves: bool | None = None
+        self.sampled = 0
+
+    def around(self) -> Context:
+        """A context in which this span is the current one."""
+        return set_span_in_context(self.span, otel_context.get_current())
+
+
+class Telemetry:
+    """The ledger's observer in a real process."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = weakref.ref(process)
+        self._instance = process.instance
+        self._pid = process.pid
+        self._tracer = trace.get_tracer(names.SCOPE)
+        # The low half is 1: a sampler that goes by a ratio of trace ids keeps it, whatever the ratio.
+        self._own_trace = (secrets.randbits(64) or 1) << 64 | 1
+        self._wake = threading.Event()
+        self._idle = True
+        self._flush = threading.Event()
+        self._flushing = False
+        self._waiting = 0
+        """Records that no flush has been asked for yet."""
+        self._flushed_at = 0
+        self._beat_at = 0
+        self._round = 0
+        self._started = False
+        self._starting = threading.Lock()
+        self._meters = _Meters(self)
+
+    # The ledger's observer -----------------------------------------------------------------------------------
+
+    def opened(self, entry: Entry) -> None:
+        """Start the span of a hop that is visible from now on, with its true start."""
+        try:
+            self._start(entry)
+        except Exception:  # noqa: BLE001 - nothing of ours reaches the application
+            failed("telemetry.opened")
+        if not entry.id:
+            # Its children still need a name for it; no record of it will come, so no verdict can be settled.
+            entry.id = f"{random.getrandbits(64) or 1:016x}"
+            entry.cascade = entry.cascade or f"{random.getrandbits(128) or 1:032x}"
+        if self._idle:
+            self._begin()
+
+    def closed(self, entry: Entry) -> None:
+        """End the hop's span at the time at which its own work was over."""
+        hop = entry.span
+        if not isinstance(hop, HopSpan) or not hop.recording:
+            return
+        try:
+            span = hop.span
+            span.set_attributes(records.end_attributes(entry, self._instance))
+            if entry.outcome == "failed" or entry.outcome == "abandoned":
+                span.set_status(Status(StatusCode.ERROR, entry.reason))
+            span.update_name(entry.name)
+            span.end(end_time=max(entry.done or 0, entry.started))
+            self._waiting += 1
+        except Exception:  # noqa: BLE001
+            failed("telemetry.closed")
+        if self._idle:
+            self._begin()
+
+    def late(self, parent: Entry) -> None:
+        """Correct what the record of a closed hop declared."""
+        try:
+            self._tell(parent, "hopwatch.late", records.late_attributes(parent, self._instance), time.time_ns())
+        except Exception:  # noqa: BLE001
+            failed("telemetry.late")
+
+    def task_destroyed(self) -> None:
+        """Count a task that was collected while pending."""
+        self._meters.destroyed.add(1)
+
+    def _start(self, entry: Entry) -> None:
+        seed = entry.span if isinstance(entry.span, Seed) else None
+        parent = entry.parent
+        carrier = seed.carrier if seed else None
+        if parent is not None:
+            entry.cascade, entry.parent_id = parent.cascade, parent.id
+        elif carrier is not None:
+            entry.cascade, entry.parent_id = carrier.cascade, carrier.hop
+        above = self._above(entry, seed)
+        span = self._tracer.start_span(
+            entry.name,
+            context=above,
+            kind=KINDS[entry.kind],
+            links=seed.links if seed else (),
+            start_time=entry.started,
+        )
+        context = span.get_span_context()
+        outer = trace.get_current_span(above).get_span_context()
+        if not context.is_valid or context.span_id == outer.span_id:
+            # No SDK: the interface hands back the context around it. The ledger counts all the same.
+            context = SpanContext(
+                int(entry.cascade, 16) if entry.cascade else random.getrandbits(128) or 1,
+                random.getrandbits(64) or 1,
+                is_remote=False,
+                trace_flags=TraceFlags(0),
+                trace_state=outer.trace_state,
+            )
+        entry.id = f"{context.span_id:016x}"
+        entry.cascade = f"{context.trace_id:032x}"
+        context = SpanContext(
+            context.trace_id,
+            context.span_id,
+            is_remote=False,
+            trace_flags=context.trace_flags,
+            trace_state=_with_hop(context.trace_state, entry.cascade, entry.id),
+        )
+        recording = span.is_recording()
+        if recording and getattr(span, "_context", None) is not None:
+            # The tracestate of a span is settled before its id is known, and OpenTelemetry (1.45) has no call to
+            # change it later. Every other instrumentation hands on the tracestate of the span that is current, so
+            # this is what makes our hop's id survive their spans.
+            span._context = context  # type: ignore[attr-defined]  # noqa: SLF001
+        else:
+            span = NonRecordingSpan(context)
+        entry.span = HopSpan(span, context, recording=recording)
+
+    def _above(self, entry: Entry, seed: Seed | None) -> Context:
+        """The OpenTelemetry context that is the parent of the hop's span: always one of the hop's own cascade."""
+        context = seed.context if seed and seed.context is not None else None
+        if entry.cascade:
+            trace_id = int(entry.cascade, 16)
+            if context is not None and trace.get_current_span(context).get_span_context().trace_id == trace_id:
+                return context
+            carrier = seed.carrier if seed else None
+            if carrier is not None and carrier.context is not None:
+                if trace.get_current_span(carrier.context).get_span_context().trace_id == trace_id:
+                    return carrier.context
+            parent = entry.parent
+            if parent is not None and isinstance(parent.span, HopSpan):
+                return set_span_in_context(parent.span.span, context)
+            remote = SpanContext(trace_id, int(entry.parent_id or "1", 16), is_remote=True, trace_flags=TraceFlags(1))
+            return set_span_in_context(NonRecordingSpan(remote), context)
+        return context if context is not None else otel_context.get_current()
+
+    def _tell(self, entry: Entry, name: str, attributes: dict[str, Any], at: int) -> None:
+        hop = entry.span
+        if not isinstance(hop, HopSpan) or not hop.recording:
+            return
+        context = set_span_in_context(NonRecordingSpan(hop.context), otel_context.Context())
+        self._tracer.start_span(name, context=context, attributes=attributes, start_time=at).end(end_time=at)
+        self._waiting += 1
+
+    # The ticker ------------------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        self._idle = False
+        if not self._started:
+            with self._starting:
+                if not self._started:
+                    self._started = True
+                    try:
+                        threading.Thread(target=self._ticker, name="hopwatch-ticker", daemon=True).start()
+                        threading.Thread(target=self._flusher, name="hopwatch-flusher", daemon=True).start()
+                    except RuntimeError:  # the interpreter is going down: no thread can be started any more
+                        self._started = False
+                        return
+        self._wake.set()
+
+    def _ticker(self) -> None:
+        while True:
+            process = self._process()
+            if process is None:
+                return
+            try:
+                busy = self._tick(process)
+            except Exception:  # noqa: BLE001
+                failed("telemetry.tick")
+                busy = True
+            if busy:
+                del process
+                time.sleep(TICK)
+                continue
+            self._idle = True
+            if len(process.ledger) or self._waiting:  # something opened just before we said that we are idle
+                self._idle = False
+                continue
+            del process
+            self._wake.wait()
+            self._wake.clear()
+
+    def _tick(self, process: Process) -> bool:
+        """Look at everything once.
+
+        Returns:
+            Whether there is anything to look at again soon.
+        """
+        now = time.time_ns()
+        ledger = process.ledger
+        for look in process.each_tick:
+            try:
+                look(now)
+            except Exception:  # noqa: BLE001
+                failed(f"tick.{getattr(look, '__name__', look)}")
+        self._reveal(process, now)
+        hops = ledger.open_hops()
+        if hops and now - self._beat_at >= HEARTBEAT:
+            self._look_at_all(hops, now)
+            self._beat(process, hops, now)
+        for hop in hops:
+            span = hop.span
+            if not isinstance(span, HopSpan) or hop.closed:
+                continue
+            age = now - hop.started
+            due = MARKERS_AT[span.markers] if span.markers < len(MARKERS_AT) else (span.markers - len(MARKERS_AT) + 2) * MARKERS_AT[-1]
+            if age >= due:
+                while age >= due:
+                    span.markers += 1
+                    due = MARKERS_AT[span.markers] if span.markers < len(MARKERS_AT) else (span.markers - len(MARKERS_AT) + 2) * MARKERS_AT[-1]
+                self._sample(hop, span, time.time_ns())
+                self._mark(hop, span)
+        self._meters.record(ledger)
+        if self._waiting and now - self._flushed_at >= FLUSH_EVERY and not self._flushing:
+            self._flushed_at = now
+            self._waiting = 0
+            self._flushing = True
+            self._flush.set()
+        return bool(hops or len(ledger) or self._waiting)
+
+    def _reveal(self, process: Process, now: int) -> None:
+        threshold = int(process.settings.reveal_after * SECOND)
+        ledger = process.ledger
+        overdue = list(ledger.overdue(now - threshold))
+        if not overdue:
+            return
+        runners = {id(task) for hop in ledger.open_hops() if hop.runner is not None and (task := hop.runner()) is not None}
+        for entry in overdue:
+            parent = entry.parent
+            outlived = parent is not None and parent.done is not None and now - parent.done > threshold
+            if not outlived:
+                # Another hop that the same task is in the middle of tells the story better.
+                task = entry.runner() if entry.runner is not None else None
+                if entry.quiet or (task is not None and id(task) in runners):
+                    continue
+            ledger.reveal(entry)
+
+    def _look_at_all(self, hops: list[Entry], now: int) -> None:
+        """Sample what the open hops wait on, round robin within the budget; a marker goes out where it changed."""
+        until = time.perf_counter_ns() + SAMPLING_BUDGET
+        count = len(hops)
+        for step in range(count):
+            hop = hops[(self._round + step) % count]
+            span = hop.span
+            if not isinstance(span, HopSpan):
+                continue
+            if now - hop.started < MARKERS_AT[0]:
+                continue
+            before = (span.told, span.moves)
+            self._sample(hop, span, time.time_ns())
+            if span.markers and (span.told, span.moves) != before and not hop.closed:
+                self._mark(hop, span)
+            if time.perf_counter_ns() > until:
+                self._round += step + 1
+                return
+        self._round = 0
+
+    def _sample(self, hop: Entry, span: HopSpan, now: int) -> None:
+        try:
+            span.told, span.moves = what_it_waits_on(hop)
+        except Exception:  # noqa: BLE001
+            failed("telemetry.sample")
+            span.told, span.moves = None, True
+        span.sampled = now
+
+    def _mark(self, hop: Entry, span: HopSpan) -> None:
+        moves = span.moves is not False
+        self._tell(hop, "hopwatch.open", records.open_attributes(hop, self._instance, span.told, moves=moves), span.sampled)
+
+    def _beat(self, process: Process, hops: list[Entry], now: int) -> None:
+        self._beat_at = now
+        looked = [hop.span.sampled or hop.started for hop in hops if isinstance(hop.span, HopSpan)]
+        attributes = records.heartbeat_attributes(
+            self._instance, self._pid, len(hops), process.ledger.dropped, min(looked, default=0)
+        )
+        above = SpanContext(self._own_trace, 1, is_remote=True, trace_flags=TraceFlags(1))
+        context = set_span_in_context(NonRecordingSpan(above), otel_context.Context())
+        at = time.time_ns()
+        self._tracer.start_span("hopwatch.heartbeat", context=context, attributes=attributes, start_time=at).end(end_time=at)
+        self._waiting += 1
+
+    def _flusher(self) -> None:
+        while True:
+            self._flush.wait()
+            self._flush.clear()
+            if self._process() is None:
+                return
+            try:
+                flush = getattr(trace.get_tracer_provider(), "force_flush", None)
+                if flush is not None:
+                    flush()
+            except Exception:  # noqa: BLE001
+                failed("telemetry.flush")
+            finally:
+                self._flushing = False
+
+
+def what_it_waits_on(hop: Entry) -> tuple[dict[str, Any] | None, bool]:
+    """Say what an open hop waits on.
+
+    Returns:
+        The form of `hopwatch.waits.Wait.as_dict`, with what the invisible entries below it wait on under `of`, and
+        whether any of it may move by itself.
+    """
+    found = of_entry(hop) if hop.done is None else None
+    below = hop.ledger.below(hop, LOOK_BELOW + 1)
+    many = len(below) > LOOK_BELOW
+    runner = hop.runner() if hop.runner is not None else None
+    parts: list[tuple[dict[str, Any], bool]] = []
+    for entry in below[:LOOK_BELOW]:
+        if entry.runner is not None and runner is not None and entry.runner() is runner:
+            continue  # the hop's own task
+        parts.append(of_entry(entry) or ({"kind": "unknown", "what": entry.name, "moves": True}, True))
+    if found is None:
+        what = f"its own work is over; {len(below)}{' or more' if many else ''} of what it started goes on"
+        told: dict[str, Any] = {"kind": "gather", "what": what}
+        moves = many or not parts
+    else:
+        told, moves = dict(found[0]), found[1]
+    if parts and not told.get("of"):
+        told["of"] = [part for part, _ in parts]
+    moves = moves or many or any(part for _, part in parts)
+    told["moves"] = moves
+    return told, moves
+
+
+def of_entry(entry: Entry) -> tuple[dict[str, Any], bool] | None:
+    """What one entry waits on, by the asyncio task that does its work; None where no task is known."""
+    if entry.kind == "event":
+        from hopwatch.instrument.queues import what_event_waits_on  # noqa: PLC0415 - only where there are events
+
+        return what_event_waits_on(entry)
+    task = entry.runner() if entry.runner is not None else None
+    if task is None:
+        return None if entry.runner is None else ({"kind": "unknown", "what": f"{entry.name}, whose task is gone", "moves": True}, True)
+    wait = waits.of_task(task, holder_of=holder_of)
+    told = wait.as_dict()
+    return told, wait.moves
+
+
+def holder_of(lock: object) -> Any:
+    """The task that holds a lock, as far as the instrumentation of locks has seen it take it."""
+    held = getattr(lock, "_hopwatch_held", None)
+    if not held:
+        return None
+    try:
+        reference = next(iter(held.values()))[0] if isinstance(held, dict) else held[0]
+    except (StopIteration, RuntimeError, IndexError):
+        return None
+    return reference() if reference is not None else None
+
+
+def _with_hop(state: TraceState, cascade: str, hop: str) -> TraceState:
+    """The tracestate with our entry in front, as the specification wants it of whoever changes its own."""
+    value = f"{cascade}-{hop}"
+    items = [(key, each) for key, each in state.items() if key != names.TRACESTATE_KEY]
+    return TraceState([(names.TRACESTATE_KEY, value), *items[:31]])
+
+
+def begin(
+    process: Process,
+    kind: Kind,
+    name: str,
+    parent: Entry | None,
+    *,
+    carrier: Carrier | None = None,
+    attributes: dict[str, Any] | None = None,
+    runner: Any = None,
+    origin: tuple[Any, int] | None = None,
+    links: Sequence[Link] = (),
+) -> Entry | None:
+    """Open a hop, with the OpenTelemetry context that is current.
+
+    Args:
+        process: this process.
+        kind: see `hopwatch.ledger.Kind`.
+        name: the span's.
+        parent: the hop of this process that it is done for.
+        carrier: or what came in with the message that caused it.
+        attributes: of its span.
+        runner: weak reference to the asyncio task that does the work.
+        origin: code object and instruction offset of the line that made it.
+        links: to other spans.
+
+    Returns:
+        The hop, or None where the ledger is full.
+    """
+    if parent is not None and parent.ledger is not process.ledger:
+        # Forked: the hop is one of the parent process.
+        carrier = carrier or Carrier(parent.cascade, parent.id, None)
+        parent = None
+
+    def prepare(entry: Entry) -> None:
+        entry.span = Seed(otel_context.get_current(), carrier, links)
+        entry.runner = runner
+        entry.origin = origin
+        if attributes:
+            entry.attributes = attributes
+
+    return process.ledger.open(kind, name, parent, prepare=prepare)
+
+
+class within:  # noqa: N801 - used as a function
+    """Make a hop and its span the current ones for a block. Never around a `yield` of a generator that others step.
+
+    Args:
+        entry: the hop; None for a block that changes nothing.
+        outgoing: a context variable that holds the hop meanwhile: whose HTTP request comes next.
+    """
+
+    __slots__ = ("_around", "_entry", "_hop", "_out", "_outgoing")
+
+    def __init__(self, entry: Entry | None, outgoing: ContextVar[Entry | None] | None = None) -> None:
+        self._entry = entry
+        self._outgoing = outgoing
+
+    def __enter__(self) -> None:
+        entry = self._entry
+        if entry is None:
+            return
+        self._hop = current.set(entry)
+        self._around = otel_context.attach(entry.span.around()) if isinstance(entry.span, HopSpan) else None
+        self._out = self._outgoing.set(entry) if self._outgoing is not None else None
+
+    def __exit__(self, *_: object) -> None:
+        if self._entry is None:
+            return
+        try:
+            if self._out is not None and self._outgoing is not None:
+                self._outgoing.reset(self._out)
+            if self._around is not None:
+                otel_context.detach(self._around)
+            current.reset(self._hop)
+        except ValueError:  # stepped in another context than it was entered in
+            failed("within")
+
+
+class _Meters:
+    """The metrics of a process. What is open is observed when somebody asks; what ended is recorded by the ticker."""
+
+    def __init__(self, telemetry: Telemetry) -> None:
+        meter = metrics.get_meter(names.SCOPE)
+        self._durations = {
+            "task": meter.create_histogram(names.METRIC_TASK_DURATION, "s", "How long asyncio tasks of cascades ran"),
+            "event": meter.create_histogram(names.METRIC_EVENT_DURATION, "s", "From enqueue to task_done"),
+            "lock": meter.create_histogram(names.METRIC_LOCK_WAIT, "s", "How long tasks waited for a lock"),
+        }
+        self.lock_hold = meter.create_histogram(names.METRIC_LOCK_HOLD, "s", "How long a lock was held")
+        self.queue_wait = meter.create_histogram(names.METRIC_QUEUE_WAIT, "s", "From enqueue to dequeue")
+        self.queue_depth = meter.create_histogram(names.METRIC_QUEUE_DEPTH, "{item}", "Items in the queue after an enqueue")
+        self.destroyed = meter.create_counter(names.METRIC_DESTROYED, "{task}", "Tasks that were collected while pending")
+        reference = weakref.ref(telemetry)
+
+        def observe(count: Any) -> Any:
+            def callback(_: CallbackOptions) -> Iterable[Observation]:
+                telemetry = reference()
+                process = telemetry._process() if telemetry is not None else None  # noqa: SLF001
+                return [] if process is None else [metrics.Observation(value, labels) for value, labels in count(process)]
+
+            return callback
+
+        meter.create_observable_up_down_counter(
+            names.METRIC_OPEN, [observe(_open_by_kind)], "{hop}", "Hops that are open in this process"
+        )
+        meter.create_observable_counter(
+            names.METRIC_DROPPED, [observe(lambda process: [(process.ledger.dropped, {})])], "{entry}", "Entries that did not fit into the ledger"
+        )
+        meter.create_observable_counter(
+            names.METRIC_FAILURES,
+            [observe(lambda _: [(count, {"hook": hook}) for hook, count in list(failures.items())])],
+            "{failure}",
+            "Hooks of hopwatch that failed",
+        )
+
+    def record(self, ledger: Any) -> None:
+        """Put the durations of what ended lately into histograms."""
+        durations = ledger.durations
+        for _ in range(MAX_MEASUREMENTS):
+            try:
+                kind, duration = durations.popleft()
+            except IndexError:
+                return
+            histogram = self._durations.get(kind)
+            if histogram is not None:
+                histogram.record(duration / 1e9)
+
+
+def _open_by_kind(process: Process) -> list[tuple[int, dict[str, str]]]:
+    counts: dict[str, int] = {}
+    for hop in process.ledger.open_hops():
+        counts[hop.kind] = counts.get(hop.kind, 0) + 1
+    return [(count, {names.HOP_KIND: kind}) for kind, count in counts.items()]
