@@ -252,6 +252,22 @@ class Ledger:
         if entry.done is not None:
             self.settle(entry)
 
+    def move(self, entry: Entry, hop: Entry) -> None:
+        """Count an invisible entry on another hop of the same cascade: the one whose work it turned out to be."""
+        with self._lock:
+            before = entry.parent
+            if entry.visible or entry.done is not None or before is hop or before is None or hop.closed:
+                return
+            live = self._first_live(hop)
+            live.add(entry)
+            entry.parent = hop
+            if before.live is not None:
+                before.live.discard(entry)
+        if entry.done is not None:  # by another thread, which may have looked for it at the other hop
+            live.discard(entry)
+            self.settle(hop)
+        self.settle(before)
+
     def appear(self, entry: Entry) -> None:
         """Make an entry visible, and count it on its parent."""
         parent = entry.parent

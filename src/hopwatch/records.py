@@ -210,6 +210,7 @@ _OWN: Final = frozenset(
     }
 )  # fmt: skip
 _HEX: Final = frozenset("0123456789abcdef")
+_PLAIN: Final = frozenset({str, bool, int, float})
 MAX_TEXT: Final = 4096
 """Characters of a text that a record may carry; a longer one is cut, and says so."""
 
@@ -306,9 +307,9 @@ def read_hop(
         if (value := get(names.CODE_FUNCTION_NAME)) is not None:
             hop.location += f" {_text(value, names.CODE_FUNCTION_NAME)}"
     hop.attributes = {
-        key: value[:MAX_TEXT] if isinstance(value, str) else value
+        key: value if type(value) is not str or len(value) <= MAX_TEXT else value[:MAX_TEXT]
         for key, value in attributes.items()
-        if key not in _OWN and isinstance(value, (str, bool, int, float))
+        if key not in _OWN and type(value) in _PLAIN
     }
     return hop
 

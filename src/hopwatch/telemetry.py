@@ -338,6 +338,7 @@ class Telemetry:
                 task = entry.runner() if entry.runner is not None else None
                 if entry.quiet or (task is not None and id(task) in runners):
                     continue
+                runners.add(id(task))
             ledger.reveal(entry)
 
     def _look_at_all(self, hops: list[Entry], now: int) -> None:
@@ -413,6 +414,8 @@ def what_it_waits_on(hop: Entry) -> tuple[dict[str, Any] | None, bool]:
     runner = hop.runner() if hop.runner is not None else None
     parts: list[tuple[dict[str, Any], bool]] = []
     for entry in below[:LOOK_BELOW]:
+        if entry.quiet and found is not None:
+            continue  # it waits for this hop, not the other way round
         if entry.runner is not None and runner is not None and entry.runner() is runner:
             continue  # the hop's own task
         parts.append(of_entry(entry) or ({"kind": "unknown", "what": entry.name, "moves": True}, True))

@@ -209,19 +209,19 @@ def _missing(tree: _Tree, rejected: int, tasks: Mapping[tuple[str, str], tuple[s
     for hop in hops.values():
         below = tree.below.get(hop.id, ())
         if hop.parent is not None and hop.parent not in hops:
-            out.append(Missing("parent", hop.id, hop.parent, f"the parent of {describe(hop)} was never heard of", hop.heard))
+            out.append(Missing("parent", hop.id, hop.parent, f"the parent of {describe(hop)} has not been heard of", hop.heard))
         here = [child for child in below if child.instance == hop.instance]
         late = sum(1 for child in here if child.late)
         lost = max(0, hop.children - (len(here) - late)) + max(0, hop.late_children - late)
         if lost:
-            plural = "hop" if lost == 1 else "hops"
-            out.append(Missing("children", hop.id, None, f"{lost} {plural} that {describe(hop)} declared never came", hop.heard))
+            plural, verb = ("hop", "has") if lost == 1 else ("hops", "have")
+            out.append(Missing("children", hop.id, None, f"{lost} {plural} that {describe(hop)} declared {verb} not come", hop.heard))
         if hop.peer_hop is not None and hop.peer_hop not in hops:
             if hop.peer_sampled is False:
                 sentence = f"{hop.peer_name or 'the peer'} drops this trace by its sampler, so what {describe(hop)} handed to it is not recorded"
                 out.append(Missing("sampled", hop.id, hop.peer_hop, sentence))
             else:
-                sentence = f"{describe(hop)} was promised hop {hop.peer_hop} by {hop.peer_name or 'its peer'}, and it never came"
+                sentence = f"{describe(hop)} was promised hop {hop.peer_hop} by {hop.peer_name or 'its peer'}, and it has not come"
                 out.append(Missing("remote", hop.id, hop.peer_hop, sentence, hop.heard))
         elif hop.peer == "instrumented" and hop.peer_hop is None:
             out.append(Missing("dropped", hop.id, None, f"the peer of {describe(hop)} had no room to account for it"))
@@ -243,7 +243,12 @@ def _missing(tree: _Tree, rejected: int, tasks: Mapping[tuple[str, str], tuple[s
     circle = tree.in_cycles()
     if circle:
         out.append(Missing("cycle", circle[0].id, None, f"the parents of {len(circle)} hops go round in a circle, {describe(circle[0])} among them"))
+    # What was promised by its id says more than what only left a gap.
+    out.sort(key=lambda each: _ORDER.index(each.what))
     return out, opaque
+
+
+_ORDER: Final = ("remote", "delivery", "sampled", "opaque", "dropped", "rejected", "children", "parent", "cycle")
 
 
 def _broken(found: _Findings) -> Verdict | None:
@@ -253,7 +258,7 @@ def _broken(found: _Findings) -> Verdict | None:
     first = lost[0]
     reason = f"{_sentence(describe(first))} was abandoned: {first.reason or 'no reason was given'}"
     if first.location:
-        reason += f" (made at {first.location})"
+        reason += f"; made at {first.location}"
     if len(lost) > 1:
         reason += f"; {len(lost) - 1} more were abandoned"
     if found.opened:
@@ -270,7 +275,7 @@ def _in_flight(found: _Findings) -> Verdict | None:
     if not moving and not coming:
         return None
     if not moving:
-        return Verdict("in_flight", f"A record is on its way: {coming[0].sentence} so far.")
+        return Verdict("in_flight", f"A record is on its way: {coming[0].sentence} yet.")
     shown = [hop for hop in found.frontier if hop in moving] or moving
     reason = f"{_sentence(describe(shown[0]))} is open{_waiting(shown[0])}"
     if len(found.frontier) > 1:
@@ -375,7 +380,7 @@ def _waiting(hop: Hop) -> str:
     if isinstance(parts, list) and parts:
         words = [_part(part) for part in parts[:4] if isinstance(part, dict)]
         inner = f" ({'; '.join(word for word in words if word)})"
-    return f", {what}{where}{inner}"
+    return f", waiting for {what}{where}{inner}"
 
 
 def _part(waits: Mapping[str, Any]) -> str:

@@ -37,9 +37,10 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
-    HolderOf = Callable[[object], "asyncio.Task[Any] | None"]
+    Holders = asyncio.Task[Any] | Collection[asyncio.Task[Any]] | None
+    HolderOf = Callable[[object], Holders]
 
 Kind = Literal[
     "running", "future", "event", "lock", "semaphore", "condition", "barrier", "queue_get", "queue_put", "queue_join",
@@ -116,7 +117,9 @@ def of_task(
 
     Args:
         task: The task. One that has ended or runs right now moves.
-        holder_of: Tells which task holds a lock or semaphore, or None. Without it a lock that is held is passive.
+        holder_of: Tells which task holds a lock or semaphore, or None if that is not known; for a semaphore it may be a
+            list, tuple or set of all who hold it, of whom one that moves is enough. A lock whose holder is not known is
+            passive.
         made_in: The file that made the task, if known. It decides for a task that runs asyncio's own coroutine and
             nothing else, such as `create_task(queue.join())` in the A2A SDK, which else would be in doubt.
     """
@@ -231,54 +234,67 @@ _TIMEOUT: Final[Any] = getattr(asyncio, "Timeout", None)  # 3.11
 _TASK_GROUP: Final[Any] = getattr(asyncio, "TaskGroup", ())  # 3.11
 
 
+def _module(cls: type) -> str:
+    name = type.__dict__["__module__"].__get__(cls)  # uvloop's classes do not have it in their namespace
+    return name if type(name) is str else ""
+
+
 def _is(thing: object, classes: Any) -> bool:
     # `isinstance` would ask a proxy for its `__class__`, which is code.
     return issubclass(type(thing), classes)
 
 
-def _module(cls: type) -> str:
-    name = _namespace(cls).get("__module__")
-    return name if type(name) is str else ""
-
-
 def _field(thing: object, name: str) -> Any:
     """Return an attribute that is stored, None for one that is missing or would have to be computed."""
-    own = None
     for cls in _mro(type(thing)):
         namespace = _namespace(cls)
         if name in namespace:
             found = namespace[name]
-            if type(found) in (types.GetSetDescriptorType, types.MemberDescriptorType):
-                try:
-                    return found.__get__(thing)
-                except AttributeError:  # a slot that nothing was put into
-                    return None
-            if type(found) is property:
+            if type(found) not in _SLOTS and any("__get__" in _namespace(base) for base in _mro(type(found))):
                 return None
-        if own is None:
-            own = namespace.get("__dict__")
-    if type(own) is types.GetSetDescriptorType:
-        stored = own.__get__(thing)
-        if _is(stored, dict):
-            return dict.get(stored, name)
-    return None
+            break
+    try:
+        # Past `__getattr__`, and to nothing but a slot or the object's own dict.
+        return object.__getattribute__(thing, name)
+    except AttributeError:
+        return None
+
+
+_SLOTS: Final = frozenset({types.GetSetDescriptorType, types.MemberDescriptorType})
+
+
+# asyncio's tasks in C keep these where no subclass can hide them.
+_C_TASK: Final = {name: asyncio.Task.__dict__.get(name) for name in ("_fut_waiter", "_coro")}
+_C_STATE: Final[Any] = asyncio.Future.__dict__.get("_state")
 
 
 def _waits_for(task: object) -> Any:
-    return _field(task, "_fut_waiter")
+    slot: Any = _C_TASK["_fut_waiter"]
+    return (
+        slot.__get__(task)
+        if type(slot) in _SLOTS and _is(task, asyncio.Task)
+        else _field(task, "_fut_waiter")
+    )
+
+
+def _coroutine(task: object) -> Any:
+    slot: Any = _C_TASK["_coro"]
+    return slot.__get__(task) if type(slot) in _SLOTS and _is(task, asyncio.Task) else _field(task, "_coro")
+
+
+def _state(future: object) -> object:
+    if type(_C_STATE) in _SLOTS and _is(future, asyncio.Future):
+        return _C_STATE.__get__(future)
+    return _field(future, "_state") if _is(future, _FUTURES) else None
 
 
 def _pending(future: object) -> bool:
     """Tell whether this is a future of asyncio that nobody has set. Others cannot be judged."""
-    return _is(future, _FUTURES) and _field(future, "_state") == "PENDING"
+    return _state(future) == "PENDING"
 
 
 def _ended(task: object) -> bool:
-    return _is(task, _FUTURES) and _field(task, "_state") != "PENDING"
-
-
-def _coroutine(task: object) -> Any:
-    return _field(task, "_coro")
+    return _state(task) in ("FINISHED", "CANCELLED")
 
 
 def _task_name(task: object) -> str | None:
@@ -287,14 +303,39 @@ def _task_name(task: object) -> str | None:
     return str.__str__(name)[:200] if _is(name, str) else None
 
 
-def _referents(awaitable: object) -> list[Any]:
-    """Return what a suspended coroutine or generator refers to: its locals, then its stack."""
+_PLAIN: Final = frozenset(
+    {
+        str, bytes, int, float, bool, type(None), dict, type, types.ModuleType, types.FunctionType, types.CodeType,
+        types.CoroutineType, types.FrameType, types.BuiltinFunctionType, types.CellType,
+    }
+)  # fmt: skip
+
+
+def _raw(awaitable: object) -> list[Any]:
     found = gc.get_referents(awaitable)
     if sys.version_info < (3, 11):  # there a coroutine refers to its frame, and the frame to its locals
-        for thing in found:
-            if type(thing) is types.FrameType:
-                return gc.get_referents(thing)
+        found = next((gc.get_referents(thing) for thing in found if type(thing) is types.FrameType), found)
     return found
+
+
+def _referents(awaitable: object) -> list[Any]:
+    """Return what a suspended coroutine or generator refers to, its locals, then its stack, but for plain values."""
+    found = []
+    for thing in _raw(awaitable):
+        cls = type(thing)
+        if cls is types.CellType:
+            thing = _content(thing)  # noqa: PLW2901
+            cls = type(thing)
+        if cls not in _PLAIN:
+            found.append(thing)
+    return found
+
+
+def _content(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # empty
+        return None
 
 
 def _callbacks(future: object) -> Iterator[Any]:
@@ -313,15 +354,11 @@ def _callbacks(future: object) -> Iterator[Any]:
 
 
 def _cells(function: object) -> list[Any]:
-    if type(function) is not types.FunctionType:
-        return []
-    found = []
-    for cell in function.__closure__ or ():
-        try:
-            found.append(cell.cell_contents)
-        except ValueError:  # an empty cell
-            continue
-    return found
+    return (
+        [_content(cell) for cell in function.__closure__ or ()]
+        if type(function) is types.FunctionType
+        else []
+    )
 
 
 # --- the await chain -----------------------------------------------------------------------------------------------
@@ -335,15 +372,21 @@ class _Frame(NamedTuple):
     place: int
     awaitable: Any
 
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line} {self.function}"
-
 
 # These stand between a frame and what it awaits and have no attribute that tells what.
 _THROUGH: Final = frozenset(
     {"coroutine_wrapper", "async_generator_asend", "async_generator_athrow", "anext_awaitable"}
 )
 _PREFIXES: Final = {types.CoroutineType: "cr", types.GeneratorType: "gi", types.AsyncGeneratorType: "ag"}
+
+
+def _is_cython(cls: type) -> bool:
+    # Coroutines of Cython (grpc.aio, uvloop) have a type for each module; what they share is this slot.
+    return any(type(_namespace(base).get("cr_await")) in _SLOTS for base in _mro(cls))
+
+
+def _continues(cls: type) -> bool:
+    return cls in _PREFIXES or _type_name(cls) in _THROUGH or _is_cython(cls)
 
 
 def _walk(awaitable: Any) -> tuple[list[_Frame], bool]:
@@ -361,15 +404,14 @@ def _walk(awaitable: Any) -> tuple[list[_Frame], bool]:
         elif _type_name(cls) == "FutureIter" or _is(awaitable, _FUTURES):
             return frames, False
         elif _type_name(cls) in _THROUGH:
-            inner = (thing for thing in gc.get_referents(awaitable))
             awaitable = next(
-                (t for t in inner if type(t) in _PREFIXES or _type_name(type(t)) in _THROUGH), None
+                (thing for thing in gc.get_referents(awaitable) if _continues(type(thing))), None
             )
             if awaitable is None:
                 return frames, True
             continue
-        elif _module(cls).startswith("_cython_"):  # grpc.aio, uvloop
-            code, following = getattr(awaitable, "cr_code", None), getattr(awaitable, "cr_await", None)
+        elif _is_cython(cls):
+            code, following = _field(awaitable, "cr_code"), _field(awaitable, "cr_await")
             file = code.co_filename if type(code) is types.CodeType else "cython"
             name = code.co_name if type(code) is types.CodeType else "coroutine"
             frames.append(_Frame(file, 0, name, name, _LIBRARY, awaitable))
@@ -386,8 +428,21 @@ def _walk(awaitable: Any) -> tuple[list[_Frame], bool]:
                     file, frame.f_lineno or 0, awaitable.__qualname__, code.co_name, _place(file), awaitable
                 )
             )
+        elif following is None and not frames and cls is types.CoroutineType:
+            # In a cyclic collection the coroutine is closed before its task is reported destroyed: what is left is
+            # where it was written.
+            code = awaitable.cr_code
+            file = code.co_filename
+            frames.append(
+                _Frame(
+                    file, code.co_firstlineno, awaitable.__qualname__, code.co_name, _place(file), awaitable
+                )
+            )
+            return frames, True
         if following is None:
-            return frames, False
+            # A generator may yield the future itself. A coroutine that waits always awaits something: if it does not
+            # tell what, it was caught between two steps.
+            return frames, cls is not types.GeneratorType
         awaitable = following
     return frames, True
 
@@ -609,27 +664,21 @@ def _when(handle: object) -> float | None:
 def _deadline(thing: object, task: object) -> float | None:
     """Return when this object cancels `task`, on the loop's clock; None if it does not."""
     cls = type(thing)
-    if cls is _TIMEOUT:
-        # From 3.11. Its timer is dropped when it fires and when the block is left.
-        if _field(thing, "_task") is task and _field(thing, "_timeout_handler") is not None:
-            return _float(_field(thing, "_when"))
+    if cls is _TIMEOUT:  # its timer is dropped when it fires and when the block is left
+        timer, owner, when = "_timeout_handler", "_task", "_when"
+    elif _type_name(cls) == "CancelScope" and _module(cls) == "anyio._backends._asyncio":
+        timer, owner, when = "_timeout_handle", "_host_task", "_deadline"
+    elif _type_name(cls) == "Timeout" and _module(cls) == "async_timeout":
+        timer, owner, when = "_timeout_handler", "_task", "_deadline"
+    else:
         return None
-    name = _type_name(cls)
-    if name == "CancelScope" and _module(cls) == "anyio._backends._asyncio":
-        if _field(thing, "_timeout_handle") is not None and _field(thing, "_host_task") is task:
-            return _float(_field(thing, "_deadline"))
-    elif (
-        name == "Timeout"
-        and _module(cls) == "async_timeout"
-        and _field(thing, "_timeout_handler") is not None
-    ):
-        if _field(thing, "_task") is task:
-            return _float(_field(thing, "_deadline"))
-    return None
+    if _field(thing, owner) is not task or _field(thing, timer) is None:
+        return None
+    found = _field(thing, when)
+    return float(found) if type(found) in (int, float) else None
 
 
-def _float(value: object) -> float | None:
-    return float(value) if type(value) in (int, float) else None  # type: ignore[arg-type]
+_TIMERS_BY_NAME: Final = frozenset({"TimerHandle", "CancelScope", "Timeout"})
 
 
 def _unix(when: float) -> float | None:
@@ -643,7 +692,7 @@ def _clock(until: float | None) -> str:
     return f" until {time.strftime('%H:%M:%S', time.gmtime(until))}Z" if until is not None else ""
 
 
-def _timer_in(frames: list[_Frame], task: object) -> float | None:
+def _timer_in(frames: list[_Frame], locals_: list[list[Any]], task: object) -> float | None:
     """Return the first deadline that the frames of a chain keep in their locals or on their stack."""
     first: float | None = None
     for index, frame in enumerate(frames):
@@ -653,47 +702,45 @@ def _timer_in(frames: list[_Frame], task: object) -> float | None:
             and frames[index + 1].name == "_cancel_and_wait"
         ):
             continue  # 3.10 and 3.11: its time is over. uvloop's handle does not tell that it has fired
-        for thing in _referents(frame.awaitable):
-            cls = type(thing)
-            if cls in _PLAIN:
-                continue
-            if cls is types.MethodType:
+        for thing in locals_[index]:
+            if type(thing) is types.MethodType:
                 thing = thing.__self__  # a context manager's `__aexit__`, waiting on the stack  # noqa: PLW2901
-            when = _when(thing)
-            if when is None:
-                when = _deadline(thing, task)
-            if when is not None and (first is None or when < first):
-                first = when
+            if _type_name(type(thing)) in _TIMERS_BY_NAME:
+                when = _when(thing)
+                if when is None:
+                    when = _deadline(thing, task)
+                if when is not None and (first is None or when < first):
+                    first = when
     return first
 
 
-_PLAIN: Final = frozenset(
-    {
-        str, bytes, int, float, bool, type(None), dict, type, types.ModuleType, types.FunctionType, types.CodeType,
-        types.CoroutineType, types.FrameType, types.BuiltinFunctionType, types.CellType,
-    }
-)  # fmt: skip
 _NOT_ENTERED: Final = (
     type, types.ModuleType, types.CodeType, types.BuiltinFunctionType, str, bytes, int, float, type(None),
     asyncio.AbstractEventLoop, *_FUTURES,
 )  # fmt: skip
 
 
-def _hidden_timer(frames: list[_Frame], task: object) -> float | None:
+def _is_manager(cls: type) -> bool:
+    return any("__exit__" in space or "__aexit__" in space for space in map(_namespace, _mro(cls)))
+
+
+def _inside_of(thing: object) -> list[Any]:
+    return _raw(thing) if type(thing) in _PREFIXES else gc.get_referents(thing)
+
+
+def _hidden_timer(locals_: list[list[Any]], task: object) -> float | None:
     """Return a deadline that lies behind the context managers of a chain.
 
     `async with limited():` leaves on the stack an `__aexit__` whose object has a generator whose stack has the timeout;
     an exit stack has a deque of them. What is found is sure: a timeout knows its task.
     """
     waiting: deque[tuple[Any, int]] = deque()
-    for frame in frames:
-        for thing in _referents(frame.awaitable):
-            if type(thing) is types.MethodType and thing.__func__.__name__ in {"__aexit__", "__exit__"}:
-                waiting.append((thing.__self__, 0))
-            elif type(thing) not in _PLAIN and any(
-                "__exit__" in d or "__aexit__" in d for d in map(_namespace, _mro(type(thing)))
-            ):
-                waiting.append((thing, 0))
+    for things in locals_:
+        for thing in things:
+            # A bound `__aexit__`; from 3.14 the object itself.
+            manager = thing.__self__ if type(thing) is types.MethodType else thing
+            if _is_manager(type(manager)):
+                waiting.append((manager, 0))
     seen: set[int] = set()
     while waiting and len(seen) < REACHED:
         thing, depth = waiting.popleft()
@@ -703,31 +750,34 @@ def _hidden_timer(frames: list[_Frame], task: object) -> float | None:
         when = _deadline(thing, task)
         if when is not None:
             return when
-        if depth < 6 and not (type(thing) is dict and len(thing) > 64):
-            inside = _cells(thing) if type(thing) is types.FunctionType else _referents(thing)
+        if depth < 12 and not (type(thing) is dict and len(thing) > 64):
+            inside = _cells(thing) if type(thing) is types.FunctionType else _inside_of(thing)
             waiting.extend((found, depth + 1) for found in inside[:64])
     return None
 
 
-def _wakes(handle: object, wanted: dict[int, object]) -> bool:
-    """Tell whether a callback of the loop acts on one of these tasks and futures, as far as one step shows."""
-    callback, args = _field(handle, "_callback"), _field(handle, "_args")
+def _wakes(handle: Any, wanted: set[int]) -> bool:
+    """Tell whether a callback of the loop acts on one of these objects, as far as one step shows."""
+    if type(handle) not in (asyncio.Handle, asyncio.TimerHandle) or handle._cancelled:  # noqa: SLF001
+        return False
+    callback, args = handle._callback, handle._args  # noqa: SLF001
     if type(callback) is functools.partial:
         args = (*callback.args, *(args or ()))
         callback = callback.func
-    acted_on = [getattr(callback, "__self__", None)] if type(callback) in _BOUND else _cells(callback)
-    acted_on.extend(args[:8] if type(args) is tuple else ())
+    acted_on = [callback.__self__] if _is(callback, _BOUND) else _cells(callback)
+    if args:
+        acted_on.extend(args[:8])
     for thing in acted_on:
         if id(thing) in wanted:
             return True
-        if type(thing) in _BOUND and id(thing.__self__) in wanted:
+        if _is(thing, _BOUND) and id(thing.__self__) in wanted:
             return True
         if type(thing) is _TIMEOUT and id(_field(thing, "_task")) in wanted:
             return True
     return False
 
 
-_BOUND: Final = frozenset({types.MethodType, types.BuiltinMethodType})
+_BOUND: Final = (types.MethodType, types.BuiltinMethodType)
 
 
 # --- sockets -------------------------------------------------------------------------------------------------------
@@ -737,8 +787,6 @@ def _peer(frames: Iterable[_Frame]) -> str | None:
     """Return `host:port` of the first socket that a stream or transport among the locals of `frames` has."""
     for frame in frames:
         for thing in _referents(frame.awaitable):
-            if type(thing) in _PLAIN:
-                continue
             transport = thing
             if (
                 _is(thing, (asyncio.StreamReader, asyncio.StreamWriter))
@@ -771,14 +819,27 @@ _UNREADABLE: Final = Wait("unknown", moves=True, what="something that could not 
 
 def _told(wait: Wait, task: object, frames: list[_Frame]) -> Wait:
     """Add whose wait it is and where."""
-    named = next((frame for frame in reversed(frames) if frame.place == _APPLICATION), None)
-    return replace(
-        wait,
-        file=wait.file or (named.file if named else None),
-        line=wait.line or (named.line if named else None),
-        function=wait.function or (named.function if named else None),
-        task=_task_name(task),
-        chain=tuple(map(str, frames)) + wait.chain,
+    file, line, function = wait.file, wait.line, wait.function
+    if file is None:
+        for frame in reversed(frames):
+            if frame.place == _APPLICATION:
+                file, line, function = frame.file, frame.line, frame.function
+                break
+    chain = (*[f"{frame.file}:{frame.line} {frame.function}" for frame in frames], *wait.chain)
+    name = _task_name(task)
+    return Wait(
+        wait.kind,
+        wait.moves,
+        wait.what,
+        file,
+        line,
+        function,
+        name,
+        wait.until,
+        wait.peer,
+        wait.holder,
+        wait.of,
+        chain,
     )
 
 
@@ -831,16 +892,16 @@ class _Look:
         if decisive is not None:
             place = decisive.place
         self.rests_on.append((task, future))
-        wait = self._inner(frames, decisive, tail, future, _LIBRARY if lost else place, depth)
+        wait = self._inner(frames, decisive, tail, future, place=_LIBRARY if lost else place, depth=depth)
         if _waits_for(task) is not future:
             return _told(
                 _RUNNING, task, []
             )  # it went on while it was looked at: the frames are of two moments
-        when = _timer_in(frames, task)
+        locals_ = [_referents(frame.awaitable) for frame in frames]
+        when = _timer_in(frames, locals_, task)
         if when is None and not wait.moves:
-            when = _hidden_timer(frames, task)
-        wait = _told(wait, task, frames)
-        return wait if when is None else _bounded(wait, when)
+            when = _hidden_timer(locals_, task)
+        return _told(wait if when is None else _bounded(wait, when), task, frames)
 
     def _inner(
         self,
@@ -848,6 +909,7 @@ class _Look:
         decisive: _Frame | None,
         tail: list[_Frame],
         future: object,
+        *,
         place: int,
         depth: int,
     ) -> Wait:
@@ -904,19 +966,31 @@ class _Look:
             return Wait(kind, moves=kind in _MOVING, what=what)
         if kind == "lock" and owner is not None and _field(owner, "_locked") is False:
             return Wait(kind, moves=True, what=f"{what}, which is changing hands")
-        holder = self.holder_of(owner) if self.holder_of is not None and owner is not None else None
-        if holder is None:
+        holders = self._holders(owner)
+        if not holders:
             return Wait(kind, moves=False, what=what)
-        name = _task_name(holder)
-        if _ended(holder):
+        names = " and ".join(f"'{_task_name(holder)}'" for holder in holders[:3]) + ", ..." * (
+            len(holders) > 3
+        )
+        name, many = _task_name(holders[0]), "s" * (len(holders) > 1)
+        alive = [holder for holder in holders if not _ended(holder)]
+        if not alive:
+            ended = "has ended" if not many else "have ended"
             return Wait(
                 kind,
                 moves=False,
-                what=f"{what}, never released by task '{name}', which has ended",
+                what=f"{what}, never released by task{many} {names}, which {ended}",
                 holder=name,
             )
-        held = self.at_task(holder, place, depth + 1)
-        return Wait(kind, moves=held.moves, what=f"{what} held by task '{name}'", holder=name, of=(held,))
+        held = tuple(self.at_task(holder, place, depth + 1) for holder in alive[:LISTED])
+        moves = any(wait.moves for wait in held) or len(alive) > LISTED
+        return Wait(kind, moves=moves, what=f"{what} held by task{many} {names}", holder=name, of=held)
+
+    def _holders(self, owner: object) -> list[Any]:
+        found = self.holder_of(owner) if self.holder_of is not None and owner is not None else None
+        if found is None:
+            return []
+        return [*found] if type(found) in (list, tuple, set, frozenset) else [found]
 
     def _waited_for(self, frame: _Frame, waiter: object, place: int, depth: int) -> Wait | None:
         """Judge what the `wait_for` of 3.10 and 3.11 waits for, in a task of its own, as if it were awaited directly."""
@@ -988,7 +1062,7 @@ class _Look:
                 return replace(
                     wait, moves=True, what=f"{wait.what}; something went on while it was looked at"
                 )
-        wanted = {id(one): one for pair in (*self.rests_on, self.owners) for one in pair if one is not None}
+        wanted = {id(one) for pair in (*self.rests_on, self.owners) for one in pair if one is not None}
         loops = {id(loop): loop for task, _ in self.rests_on if (loop := _field(task, "_loop")) is not None}
         for loop in loops.values():
             for name in ("_ready", "_scheduled"):  # uvloop shows neither
@@ -996,7 +1070,7 @@ class _Look:
                 if type(handles) not in (list, deque) or len(handles) > TIMERS:
                     continue
                 for handle in list(handles):
-                    if _wakes(handle, wanted) and _field(handle, "_cancelled") is False:
+                    if _wakes(handle, wanted):
                         when = _when(handle)
                         return _bounded(wait, when) if when is not None else replace(wait, moves=True)
         if self.cycle:
@@ -1017,6 +1091,10 @@ def _anyio_group(frame: _Frame) -> bool:
     )
 
 
+def _closed_over(generator: object) -> list[types.CellType]:
+    return [thing for thing in _raw(generator) if type(thing) is types.CellType]
+
+
 def _awaited_set(frame: _Frame, frames: list[_Frame]) -> Any:
     """Return what `asyncio.wait` or `asyncio.as_completed` waits for."""
     if frame.name == "_wait":
@@ -1028,8 +1106,7 @@ def _awaited_set(frame: _Frame, frames: list[_Frame]) -> Any:
             if _type_name(type(thing)) == "_AsCompletedIterator":  # 3.13
                 return _field(thing, "_todo")
             if type(thing) is types.GeneratorType and thing.__qualname__ == "as_completed":  # until 3.12
-                cells = (t for t in _referents(thing) if type(t) is types.CellType)
-                return next((c.cell_contents for c in cells if type(c.cell_contents) is set), None)
+                return next((t for t in map(_content, _closed_over(thing)) if type(t) is set), None)
     return None
 
 

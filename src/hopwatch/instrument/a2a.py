@@ -310,6 +310,7 @@ def _open_execution(executor: Any, context: Any, queue: Any) -> Entry | None:
             _executions.move_to_end(task_id)
             while len(_executions) > MAX_EXECUTIONS:
                 _executions.popitem(last=False)
+        _take_over(entry, parent, task, queue)
         if queue in _consumed:
             completion = entry.ledger.open("event", "the SDK's processing of the last event", entry)
             if completion is not None:
@@ -325,6 +326,25 @@ def _open_execution(executor: Any, context: Any, queue: Any) -> Entry | None:
         failed("a2a.execution")
         return None
     return entry
+
+
+def _take_over(entry: Entry, parent: Entry | None, task: Any, queue: Any) -> None:
+    """Count the task that runs the execution, and the request that the producer took, on the execution itself.
+
+    Otherwise the request's hop would stay open as long as the execution does.
+    """
+    if parent is None or parent.ledger is not entry.ledger:
+        return
+    for below in entry.ledger.below(parent, 64):
+        if below.runner is not None and below.runner() is task:
+            entry.ledger.move(below, entry)
+    consumer = _consumers.get(queue)
+    active = consumer() if consumer is not None else None
+    if active is not None:
+        requests = active._request_queue  # noqa: SLF001
+        for taken in queues.taken_from(getattr(requests, "wrapped", requests)):
+            if taken.parent is parent:
+                entry.ledger.move(taken, entry)
 
 
 async def _execute(wrapped: Any, executor: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -344,6 +364,23 @@ async def _execute(wrapped: Any, executor: Any, args: tuple[Any, ...], kwargs: d
 
 def _executing(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return _execute(wrapped, instance, args, kwargs)
+
+
+def _enqueue_event(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Charge what the producer enqueues after `execute` to the execution, not to the request, which may be answered."""
+    try:
+        completion = _completions.get(instance)
+        event = args[0] if args else kwargs.get("event")
+        if completion is not None and (type(event).__name__ == "_RequestCompleted" or isinstance(event, BaseException)):
+            return _enqueue_within(wrapped, completion.parent, args, kwargs)
+    except Exception:  # noqa: BLE001
+        failed("a2a.enqueue")
+    return wrapped(*args, **kwargs)
+
+
+async def _enqueue_within(wrapped: Any, execution: Entry | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    with within(execution):
+        return await wrapped(*args, **kwargs)
 
 
 def _completed(queue: Any) -> None:
@@ -467,6 +504,10 @@ class A2AInstrumentor(BaseInstrumentor):  # type: ignore[misc]
                 ("a2a.server.request_handlers.default_request_handler_v2", lambda module: self._handler(module.DefaultRequestHandlerV2)),
                 ("a2a.server.request_handlers.default_request_handler", lambda module: self._handler(module.LegacyRequestHandler)),
                 ("a2a.server.agent_execution.active_task", self._active_task),
+                (
+                    "a2a.server.events.event_queue_v2",
+                    lambda module: self._wrap(module.EventQueueSource, "enqueue_event", _enqueue_event),
+                ),
                 ("a2a.server.tasks.task_manager", lambda module: self._wrap(module.TaskManager, "_save_task", _save_task)),
                 (
                     "a2a.server.tasks.base_push_notification_sender",

@@ -120,6 +120,11 @@ def keep_quiet(queue: Any) -> None:
     line_of(queue).quiet = True
 
 
+def taken_from(queue: Any) -> list[Entry]:
+    """The entries of the items that were taken from this queue and are worked on."""
+    return [taken.entry for taken in line_of(queue).taken if taken.entry is not None]
+
+
 # Enqueue, dequeue, task_done ---------------------------------------------------------------------------------------
 
 

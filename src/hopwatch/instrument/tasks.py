@@ -27,7 +27,15 @@ if TYPE_CHECKING:
 _ASYNCIO: Final = os.path.dirname(asyncio.__file__) + os.sep  # noqa: PTH120 - compared with co_filename, a str
 _FRAMES_TO_SKIP: Final = 6
 """How many frames of asyncio may stand between a call site and `create_task` (gather: ensure_future, _ensure_future)."""
-_CONTRIB: Final = "opentelemetry.instrumentation.asyncio"
+_WRAPPERS: Final = {
+    # opentelemetry-instrumentation-asyncio (0.66b1) puts every coroutine into one of its own.
+    "opentelemetry.instrumentation.asyncio": "coro",
+    # a2a-sdk 1.3.0 does so with its own telemetry, also where that is switched off.
+    "a2a.utils.telemetry": "func",
+    "hopwatch.instrument.a2a": "wrapped",
+}
+"""Modules whose coroutines stand for another one, and the local variable that holds it."""
+_TRANSPARENT: Final = tuple(os.sep + os.path.join(*parts) + os.sep for parts in (("opentelemetry", "instrumentation"), ("wrapt",)))  # noqa: PTH118
 _asyncio_code: dict[Any, bool] = {}
 _get = current.get
 _getframe = sys._getframe  # noqa: SLF001 - the documented way to a caller that costs 60 ns, where inspect costs 30 us
@@ -84,15 +92,15 @@ def _creating(original: Any) -> Any:
         hop = _get() if context is None else context.get(current)
         if hop is None:
             return original(self, coro, **kwargs)
-        code = getattr(coro, "cr_code", None)
-        service = judged(code)
+        name = None
+        service = judged(getattr(coro, "cr_code", None))
         if service is None:
-            service = _judge(coro, code)
+            service, name = _judge(coro)
         if service:
             return _create_detached(original, self, coro, kwargs)
         task = original(self, coro, **kwargs)
         try:
-            _track(task, coro, hop)
+            _track(task, name or coro.__qualname__, hop)
         except Exception:  # noqa: BLE001
             failed("create_task")
         return task
@@ -100,12 +108,12 @@ def _creating(original: Any) -> Any:
     return create_task
 
 
-def _track(task: Any, coro: Any, hop: Entry) -> None:
+def _track(task: Any, name: str, hop: Entry) -> None:
     ledger = hop.ledger
     if len(ledger.hops) + len(ledger.invisible) >= ledger.capacity:
         ledger.full(hop)
         return
-    entry = TaskEntry(ledger, "task", getattr(coro, "__qualname__", "task"), hop, time_ns())
+    entry = TaskEntry(ledger, "task", name, hop, time_ns())
     entry.runner = ref(task)
     entry.origin = _call_site()
     if ledger.everything:
@@ -127,7 +135,7 @@ def _call_site() -> tuple[Any, int]:
         code = frame.f_code
         inside = _asyncio_code.get(code)
         if inside is None:
-            inside = code.co_filename.startswith(_ASYNCIO)
+            inside = code.co_filename.startswith(_ASYNCIO) or any(part in code.co_filename for part in _TRANSPARENT)
             if len(_asyncio_code) < 8192:
                 _asyncio_code[code] = inside
         if not inside or frame.f_back is None:
@@ -136,20 +144,29 @@ def _call_site() -> tuple[Any, int]:
     return frame.f_code, frame.f_lasti
 
 
-def _judge(coro: Any, code: Any) -> bool:
+def _judge(coro: Any) -> tuple[bool, str]:
+    """Whether a coroutine is a service loop, and its name: looked for behind what others, and we, wrap around it."""
+    name = getattr(coro, "__qualname__", None) or type(coro).__name__
     try:
-        if code is None:
-            return False
-        frame = coro.cr_frame
-        module = frame.f_globals.get("__name__", "") if frame is not None else ""
-        if module == _CONTRIB and frame is not None:
-            # opentelemetry-instrumentation-asyncio (0.66b1) puts every coroutine into one of its own.
-            inner = frame.f_locals.get("coro")
-            return inner is not None and inner is not coro and _judge(inner, getattr(inner, "cr_code", None))
-        return is_service(code, module, getattr(coro, "__qualname__", ""))
+        for _ in range(4):
+            frame = getattr(coro, "cr_frame", None)
+            if frame is None:
+                return False, name
+            module = frame.f_globals.get("__name__", "")
+            name = coro.__qualname__
+            wrapped = _WRAPPERS.get(module)
+            inner = frame.f_locals.get(wrapped) if wrapped else None
+            if inner is None:
+                return is_service(coro.cr_code, module, name), name
+            if not hasattr(inner, "cr_frame"):  # a function
+                name = inner.__qualname__
+                code = getattr(getattr(inner, "__func__", inner), "__code__", None)
+                # Behind a wrapper many functions have one code object: the name tells them apart.
+                return is_service((code, name), inner.__module__, name), name
+            coro = inner
     except Exception:  # noqa: BLE001
         failed("service")
-        return False
+    return False, name
 
 
 def _create_detached(original: Any, loop: Any, coro: Any, kwargs: dict[str, Any]) -> Any:

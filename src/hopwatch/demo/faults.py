@@ -1,0 +1,136 @@
+"""In which ways can the demo's work get lost, and what must hopwatch say of each?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+Cascade = dict[str, Any]
+"""The object of `GET /api/cascades/{id}`."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One planted fault.
+
+    Attributes:
+        about: what is planted, in a few words.
+        verdict: the verdict that it must give.
+        within: seconds after the start of the cascade within which that verdict is due.
+        names: says what is wrong with the hops that the verdict names, or None where they are the right ones.
+        agents: arguments that single agents are started with, by agent.
+        before: verdicts that may be seen before.
+    """
+
+    about: str
+    verdict: str
+    within: float
+    names: Callable[[Cascade], str | None]
+    before: frozenset[str] = frozenset({"in_flight"})
+
+
+def _hops(cascade: Cascade, **wanted: Any) -> list[dict[str, Any]]:
+    return [hop for hop in cascade["hops"] if all(hop.get(key) == value for key, value in wanted.items())]
+
+
+def _at_frontier(cascade: Cascade, **wanted: Any) -> list[dict[str, Any]]:
+    return [hop for hop in _hops(cascade, **wanted) if hop["id"] in cascade["frontier"]]
+
+
+def _above(cascade: Cascade, hop: dict[str, Any]) -> Iterable[dict[str, Any]]:
+    by_id = {each["id"]: each for each in cascade["hops"]}
+    for _ in range(len(by_id)):
+        parent = by_id.get(hop["parent"] or "")
+        if parent is None:
+            return
+        yield parent
+        hop = parent
+
+
+def _everything_ended(cascade: Cascade) -> str | None:
+    left = [hop for hop in cascade["hops"] if hop["state"] != "ended"]
+    if left:
+        return f"{len(left)} hops have not ended"
+    agents = {hop["agent"] for hop in cascade["hops"]}
+    if agents != {"user", "frontdesk", "planner", "worker"}:
+        return f"the cascade goes over {sorted(agents)}, not over the four processes"
+    messages, posts = len(_hops(cascade, kind="execution")), len(_hops(cascade, kind="push"))
+    most = 3 * messages + 2 * posts
+    return f"{len(cascade['hops'])} hops are more than {most}" if len(cascade["hops"]) > most else None
+
+
+def _worker_awaits_a_future(cascade: Cascade) -> str | None:
+    for hop in _at_frontier(cascade, kind="execution", agent="worker"):
+        waits = hop["waits_on"] or {}
+        if waits.get("kind") == "future" and str(waits.get("file", "")).endswith("worker.py") and waits.get("line"):
+            return None
+        return f"the worker's execution waits on {waits}"
+    return "the worker's execution is not at the frontier"
+
+
+def _two_locks(cascade: Cascade) -> str | None:
+    tasks = _at_frontier(cascade, kind="task", agent="worker")
+    if len(tasks) != 2:
+        return f"{len(tasks)} tasks of the worker are at the frontier, not 2"
+    for hop in tasks:
+        waits = hop["waits_on"] or {}
+        if waits.get("kind") != "lock" or not waits.get("holder"):
+            return f"{hop['name']} waits on {waits}, which names no lock with its holder"
+        if not any(each["kind"] == "execution" and each["agent"] == "worker" for each in _above(cascade, hop)):
+            return f"{hop['name']} is not part of the worker's execution"
+    holders = {(hop["waits_on"] or {})["holder"] for hop in tasks}
+    return None if holders == {"reserve", "charge"} else f"the locks are held by {sorted(holders)}"
+
+
+def _refused_push(cascade: Cascade) -> str | None:
+    pushes = _hops(cascade, kind="push", agent="worker", outcome="failed")
+    if not any("503" in (hop["reason"] or "") for hop in pushes):
+        return "no push of the worker failed with 503"
+    waiting = _at_frontier(cascade, kind="execution", agent="planner")
+    if not waiting:
+        return "the planner's execution is not at the frontier"
+    waits = waiting[0]["waits_on"] or {}
+    if not waits.get("file") or not waits.get("line"):
+        return f"the planner's execution waits on {waits}, which names no line"
+    return None if "503" in cascade["reason"] else "the reason does not tell of the 503"
+
+
+def _socket(cascade: Cascade) -> str | None:
+    return _everything_ended(cascade)
+
+
+def _destroyed_task(cascade: Cascade) -> str | None:
+    lost = _hops(cascade, kind="task", agent="worker", outcome="abandoned")
+    if len(lost) != 1:
+        return f"{len(lost)} tasks of the worker were abandoned, not 1"
+    if "worker.py" not in (lost[0]["location"] or ""):
+        return f"the task was made at {lost[0]['location']}"
+    reason = lost[0]["reason"] or ""
+    return None if "awaited" in reason and "future" in reason else f"the reason is {reason!r}"
+
+
+def _silent_worker(cascade: Cascade) -> str | None:
+    return None if "worker has not been heard of" in cascade["reason"] else "the reason does not name the worker"
+
+
+def _promised_hop(cascade: Cascade) -> str | None:
+    sends = {hop["id"] for hop in _hops(cascade, kind="send", agent="planner")}
+    for missing in cascade["missing"]:
+        if missing["what"] == "remote" and missing["hop"] in sends and missing["id"]:
+            return None
+    return f"missing is {cascade['missing']}: the hop that the planner's send was promised is not among it"
+
+
+FAULTS: dict[str, Fault] = {
+    "none": Fault("nothing", "settled", 30.0, _everything_ended),
+    "hang": Fault("the worker awaits a future that nobody sets", "stalled", 8.0, _worker_awaits_a_future),
+    "drop-push": Fault("the planner's webhook answers the worker with 503", "stalled", 8.0, _refused_push),
+    "deadlock": Fault("two tasks of the worker take two locks in opposite order", "stalled", 8.0, _two_locks),
+    "slow": Fault("the worker waits 15 s for a slow server", "settled", 40.0, _socket),
+    "gc": Fault("the worker's work sits in a task that nobody keeps, and is collected", "broken", 8.0, _destroyed_task),
+    "silent": Fault("the worker is stopped with SIGSTOP", "silent", 20.0, _silent_worker),
+    "lost": Fault("the worker's telemetry never leaves it", "unknown", 20.0, _promised_hop),
+}

@@ -1,0 +1,386 @@
+"""Does hopwatch give the right verdict on real agents? Starts them, plants a fault, and watches."""
+
+from __future__ import annotations
+
+import contextlib
+import json as jsonlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+from hopwatch.demo.faults import FAULTS, Cascade, Fault
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+AGENTS = Path(__file__).parent / "agents"
+LOOPBACK = "127.0.0.1"
+SLOW_FOR = 15.0
+"""Seconds that the slow server takes."""
+PATIENCE = 3.0
+"""How many times longer than due the demo waits before it gives up: the machine may be busy."""
+NOWHERE = f"http://{LOOPBACK}:9"
+"""A port where nothing listens: telemetry that is sent there is lost."""
+
+
+class DemoError(RuntimeError):
+    """The demo itself could not be run; the message says what to do."""
+
+
+@dataclass
+class Outcome:
+    """What came of it."""
+
+    fault: str
+    expected: str
+    verdict: str | None = None
+    problem: str | None = None
+    after: float | None = None
+    """Seconds from the start of the cascade to the verdict."""
+    lag: float | None = None
+    """Seconds from the end of the last hop to the moment at which the collector told of it."""
+    history: list[tuple[float, str]] = field(default_factory=list)
+    """Each change of the verdict, with the seconds since the start."""
+    cascade: Cascade | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {
+            "fault": self.fault,
+            "expected": self.expected,
+            "verdict": self.verdict,
+            "ok": self.problem is None,
+            "problem": self.problem,
+            "after_s": self.after,
+            "lag_s": self.lag,
+            "history": [{"at_s": at, "verdict": verdict} for at, verdict in self.history],
+            "cascade": self.cascade,
+        }
+
+
+class Cast:
+    """The processes of one run: every one of them is ended at the end, and no other."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.processes: dict[str, subprocess.Popen[str]] = {}
+
+    def start(self, name: str, command: list[str], environment: dict[str, str] | None = None, *, piped: bool = False) -> subprocess.Popen[str]:
+        """Start a process; what it prints goes into a file of the folder."""
+        with (self.folder / f"{name}.log").open("w") as log:
+            process = subprocess.Popen(  # noqa: S603 - our own programs
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE if piped else log,
+                stderr=log,
+                env={**os.environ, **(environment or {})},
+                text=True,
+            )
+        self.processes[name] = process
+        return process
+
+    def end(self) -> None:
+        """End them, the youngest first: kindly, and after 5 s not so."""
+        for process in reversed(self.processes.values()):
+            if process.poll() is None:
+                with contextlib.suppress(ProcessLookupError):
+                    process.send_signal(signal.SIGCONT)
+                    process.terminate()
+        until = time.monotonic() + 5
+        for process in self.processes.values():
+            try:
+                process.wait(max(0.05, until - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
+
+    def tail(self, name: str, lines: int = 12) -> str:
+        """The last lines that a process printed."""
+        path = self.folder / f"{name}.log"
+        return "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) if path.exists() else ""
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of loopback that are free right now."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind((LOOPBACK, 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def launcher() -> list[str]:
+    """The stock launcher of OpenTelemetry that belongs to this Python."""
+    beside = Path(sys.executable).with_name("opentelemetry-instrument")
+    found = str(beside) if beside.exists() else shutil.which("opentelemetry-instrument")
+    if found is None:
+        raise DemoError("opentelemetry-instrument is not installed here; install hopwatch[demo]")
+    return [found, sys.executable]
+
+
+def agent_environment(name: str, endpoint: str) -> dict[str, str]:
+    """What an agent of the demo is told: where its telemetry goes, and its name. Nothing of it is hopwatch's own."""
+    return {
+        "OTEL_SERVICE_NAME": name,
+        "OTEL_TRACES_EXPORTER": "otlp",
+        "OTEL_METRICS_EXPORTER": "otlp",
+        "OTEL_LOGS_EXPORTER": "otlp",
+        "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint,
+        # The SDK's own telemetry is some 30 spans a message, none of which is needed here.
+        "OTEL_INSTRUMENTATION_A2A_SDK_ENABLED": "false",
+    }
+
+
+def start_collector(cast: Cast) -> str:
+    """Start a collector on free ports.
+
+    Returns:
+        Its URL.
+    """
+    process = cast.start(
+        "collector",
+        [sys.executable, "-m", "hopwatch.cli", "serve", "--port", "0", "--grpc-port", "0", "--store", str(cast.folder / "hops.sqlite")],
+        piped=True,
+    )
+    assert process.stdout is not None  # noqa: S101 - it was asked for
+    line = process.stdout.readline()
+    for word in line.replace(",", " ").split():
+        if word.startswith("http://"):
+            return word
+    raise DemoError(f"the collector did not start: {line.strip() or cast.tail('collector')}")
+
+
+def start_agents(cast: Cast, fault: str, endpoint: str, slow: str, *, extra: dict[str, str] | None = None, binding: str = "JSONRPC") -> tuple[str, int]:
+    """Start worker, planner and frontdesk, and wait until each serves its card.
+
+    Returns:
+        The URL of the frontdesk, and a free port for the user.
+    """
+    worker, planner, frontdesk, user = free_ports(4)
+    run = launcher()
+    plan = (
+        ("worker", worker, "", NOWHERE if fault == "lost" else endpoint),
+        ("planner", planner, f"http://{LOOPBACK}:{worker}", endpoint),
+        ("frontdesk", frontdesk, f"http://{LOOPBACK}:{planner}", endpoint),
+    )
+    for name, port, to, where in plan:
+        command = [*run, str(AGENTS / f"{name}.py"), "--port", str(port), "--fault", fault, "--slow", slow, "--to", to, "--binding", binding]
+        cast.start(name, command, {**agent_environment(name, where), **(extra or {})})
+    until = time.monotonic() + 60
+    for name, port, _, _ in plan:
+        wait_for_card(cast, name, port, until)
+    return f"http://{LOOPBACK}:{frontdesk}", user
+
+
+def wait_for_card(cast: Cast, name: str, port: int, until: float) -> None:
+    """Wait until an agent serves its card."""
+    while True:
+        try:
+            httpx.get(f"http://{LOOPBACK}:{port}/.well-known/agent-card.json", timeout=5).raise_for_status()
+        except httpx.HTTPError:
+            if cast.processes[name].poll() is not None or time.monotonic() > until:
+                raise DemoError(f"{name} did not start:\n{cast.tail(name)}") from None
+            time.sleep(0.05)
+        else:
+            return
+
+
+@contextlib.contextmanager
+def slow_server(seconds: float) -> Iterator[str]:
+    """A server that answers each connection with a line after `seconds`."""
+    listening = socket.create_server((LOOPBACK, 0))
+    stop = threading.Event()
+
+    def answer(connection: socket.socket) -> None:
+        stop.wait(seconds)
+        with contextlib.suppress(OSError), connection:
+            connection.sendall(b"done\n")
+
+    def accept() -> None:
+        for _ in range(1000):
+            try:
+                connection, _ = listening.accept()
+            except OSError:
+                return
+            threading.Thread(target=answer, args=(connection,), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    try:
+        yield "{}:{}".format(*listening.getsockname())
+    finally:
+        stop.set()
+        listening.close()
+
+
+class Watch:
+    """What the collector says of the one cascade of this run, polled."""
+
+    def __init__(self, url: str, outcome: Outcome, show: Callable[[Cascade, Outcome], None]) -> None:
+        self.outcome = outcome
+        self._client = httpx.Client(base_url=url, timeout=10)
+        self._show = show
+        self._began = time.monotonic()
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._client.close()
+
+    def look(self) -> Cascade | None:
+        """The cascade as it stands, or None while the collector knows of none."""
+        cascade = self.outcome.cascade
+        if cascade is None:
+            known = self._client.get("/api/cascades", params={"limit": 1}).raise_for_status().json()["cascades"]
+            if not known:
+                return None
+            identifier = known[0]["cascade"]
+        else:
+            identifier = cascade["cascade"]
+        cascade = self._client.get(f"/api/cascades/{identifier}").raise_for_status().json()
+        self.outcome.cascade = cascade
+        self.outcome.verdict = cascade["verdict"]
+        if not self.outcome.history or self.outcome.history[-1][1] != cascade["verdict"]:
+            self.outcome.history.append((round(time.monotonic() - self._began, 2), cascade["verdict"]))
+        self._show(cascade, self.outcome)
+        return cascade
+
+    def until(self, wanted: Callable[[Cascade], bool], seconds: float) -> Cascade:
+        """Look until the cascade is as wanted, at most so long."""
+        end = time.monotonic() + seconds
+        while True:
+            cascade = self.look()
+            if cascade is not None and wanted(cascade):
+                return cascade
+            if time.monotonic() > end:
+                raise TimeoutError
+            time.sleep(0.05)
+
+
+def play(fault: str, show: Callable[[Cascade, Outcome], None], *, hold: Callable[[str], None] | None = None, folder: Path) -> Outcome:
+    """Run the demo with one fault.
+
+    Args:
+        fault: a key of `FAULTS`.
+        show: is called with the cascade and what is known so far, at every look.
+        hold: is called with the collector's URL at the end, before the processes are ended.
+        folder: for logs and the store.
+
+    Raises:
+        DemoError: something did not start.
+    """
+    planted = FAULTS[fault]
+    outcome = Outcome(fault, planted.verdict)
+    cast = Cast(folder)
+    try:
+        with slow_server(SLOW_FOR) as slow:
+            endpoint = start_collector(cast)
+            frontdesk, port = start_agents(cast, fault, endpoint, slow)
+            watch = Watch(endpoint, outcome, show)
+            try:
+                cast.start(
+                    "user",
+                    [*launcher(), str(AGENTS / "user.py"), "--port", str(port), "--to", frontdesk],
+                    agent_environment("user", endpoint),
+                )
+                _watch(watch, planted, cast, fault, outcome)
+            finally:
+                watch.close()
+            if hold is not None:
+                hold(endpoint)
+    finally:
+        cast.end()
+    return outcome
+
+
+def _watch(watch: Watch, planted: Fault, cast: Cast, fault: str, outcome: Outcome) -> None:
+    patience = planted.within * PATIENCE
+    try:
+        if fault == "silent":
+            watch.until(_worker_is_at_it, 30)
+            cast.processes["worker"].send_signal(signal.SIGSTOP)
+        elif fault == "slow":
+            watch.until(_worker_reads, SLOW_FOR)
+        cascade = watch.until(lambda each: each["verdict"] == planted.verdict and planted.names(each) is None, patience)
+    except TimeoutError:
+        seen = outcome.cascade
+        outcome.problem = "no cascade came" if seen is None else (
+            planted.names(seen) or "" if seen["verdict"] == planted.verdict else f"the verdict is {seen['verdict']}, not {planted.verdict}"
+        )
+        return
+    started = _time(cascade["started"])
+    outcome.after = round(time.time() - started, 2)
+    ends = [_time(hop["ended"]) for hop in cascade["hops"] if hop["ended"]]
+    outcome.lag = round(time.time() - max(ends), 2) if ends else None
+    before = [verdict for _, verdict in outcome.history if verdict != planted.verdict]
+    if not planted.before.issuperset(before):
+        outcome.problem = f"before {planted.verdict} the verdict was {', '.join(before)}"
+    if fault == "silent" and outcome.problem is None:
+        cast.processes["worker"].send_signal(signal.SIGCONT)
+        try:
+            watch.until(lambda each: each["verdict"] == "in_flight", 20)
+        except TimeoutError:
+            outcome.problem = f"after SIGCONT the verdict is {outcome.verdict}, not in_flight"
+        # What was asked for has been seen; the verdict that counts is the one before the worker went on.
+        outcome.verdict = planted.verdict
+
+
+def _worker_is_at_it(cascade: Cascade) -> bool:
+    return any(hop["kind"] == "execution" and hop["agent"] == "worker" and hop["state"] == "open" for hop in cascade["hops"])
+
+
+def _worker_reads(cascade: Cascade) -> bool:
+    for hop in cascade["hops"]:
+        if hop["kind"] == "execution" and hop["agent"] == "worker":
+            waits = hop["waits_on"] or {}
+            return waits.get("kind") == "socket" and bool(waits.get("peer"))
+    return False
+
+
+def _time(text: str) -> float:
+    from datetime import datetime  # noqa: PLC0415
+
+    return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
+
+
+def main(fault: str = "none", *, json: bool = False, hold: bool = False) -> int:
+    """Run the demo and show it.
+
+    Returns:
+        0 exactly when the verdict and the hop that it names are the ones that the fault must give; 1 otherwise.
+    """
+    from hopwatch.demo.stage import Stage  # noqa: PLC0415 - rich is not needed for a run by a test
+
+    folder = Path(tempfile.mkdtemp(prefix="hopwatch-demo-"))
+    stage = Stage(fault, FAULTS[fault], quiet=json)
+    try:
+        with stage:
+            outcome = play(fault, stage.show, hold=stage.hold if hold else None, folder=folder)
+    except DemoError as error:
+        print(f"hopwatch demo: {error}", file=sys.stderr)  # noqa: T201
+        print(f"What the processes printed is in {folder}.", file=sys.stderr)  # noqa: T201
+        return 1
+    except KeyboardInterrupt:
+        shutil.rmtree(folder, ignore_errors=True)
+        return 130
+    if json:
+        print(jsonlib.dumps(outcome.as_dict(), indent=2))  # noqa: T201
+    else:
+        stage.verdict(outcome)
+    if outcome.problem is not None:
+        print(f"What the processes printed is in {folder}.", file=sys.stderr)  # noqa: T201
+        return 1
+    shutil.rmtree(folder, ignore_errors=True)
+    return 0
