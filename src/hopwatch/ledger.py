@@ -82,6 +82,7 @@ class Entry:
         "parent_id",
         "quiet",
         "reason",
+        "remote",
         "runner",
         "span",
         "started",
@@ -106,6 +107,8 @@ class Entry:
         self.children = 0
         self.late_children = 0
         self.late = False
+        self.remote = False
+        """Whether a message brought it: `parent_id` is then not among those that count it as a child."""
         self.dropped = 0
         self.outcome: Outcome | None = None
         self.reason: str | None = None

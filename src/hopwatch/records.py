@@ -46,6 +46,8 @@ class Hop:
     children: int = 0
     late_children: int = 0
     late: bool = False
+    remote: bool = False
+    """Whether a message brought it, so that `parent` does not count it among its children."""
     dropped: int = 0
     peer: str | None = None
     peer_hop: str | None = None
@@ -89,6 +91,7 @@ class Hop:
         self.late_children = max(self.late_children, other.late_children)
         self.dropped = max(self.dropped, other.dropped)
         self.late = self.late or other.late
+        self.remote = self.remote or other.remote
         self.peer = self.peer or other.peer
         self.peer_hop = self.peer_hop or other.peer_hop
         self.peer_name = self.peer_name or other.peer_name
@@ -195,6 +198,8 @@ def _common(entry: Entry, instance: str, record: str) -> dict[str, Value]:
         out[names.HOP_LATE_CHILDREN] = entry.late_children
     if entry.late:
         out[names.HOP_LATE] = True
+    if entry.remote:
+        out[names.HOP_REMOTE] = True
     if entry.dropped:
         out[names.HOP_DROPPED] = entry.dropped
     return out
@@ -205,7 +210,7 @@ def _common(entry: Entry, instance: str, record: str) -> dict[str, Value]:
 _OWN: Final = frozenset(
     {
         names.RECORD, names.INSTANCE, names.HOP_KIND, names.HOP_NAME, names.HOP_PARENT, names.HOP_STARTED,
-        names.HOP_CHILDREN, names.HOP_LATE_CHILDREN, names.HOP_LATE, names.HOP_OUTCOME, names.HOP_REASON,
+        names.HOP_CHILDREN, names.HOP_LATE_CHILDREN, names.HOP_LATE, names.HOP_REMOTE, names.HOP_OUTCOME, names.HOP_REASON,
         names.HOP_DROPPED, names.HOP_WAITS, names.HOP_MOVES, names.PEER, names.PEER_HOP, names.PEER_SAMPLED,
     }
 )  # fmt: skip
@@ -284,6 +289,7 @@ def read_hop(
     hop.late_children = _count(get(names.HOP_LATE_CHILDREN, 0), names.HOP_LATE_CHILDREN)
     hop.dropped = _count(get(names.HOP_DROPPED, 0), names.HOP_DROPPED)
     hop.late = _flag(get(names.HOP_LATE, False), names.HOP_LATE)
+    hop.remote = _flag(get(names.HOP_REMOTE, False), names.HOP_REMOTE)
     if (value := get(names.HOP_REASON)) is not None:
         hop.reason = _text(value, names.HOP_REASON)
     if (value := get(names.PEER)) is not None:

@@ -182,7 +182,7 @@ class Telemetry:
         if parent is not None:
             entry.cascade, entry.parent_id = parent.cascade, parent.id
         elif carrier is not None:
-            entry.cascade, entry.parent_id = carrier.cascade, carrier.hop
+            entry.cascade, entry.parent_id, entry.remote = carrier.cascade, carrier.hop, True
         above = self._above(entry, seed)
         span = self._tracer.start_span(
             entry.name,

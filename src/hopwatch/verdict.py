@@ -210,7 +210,8 @@ def _missing(tree: _Tree, rejected: int, tasks: Mapping[tuple[str, str], tuple[s
         below = tree.below.get(hop.id, ())
         if hop.parent is not None and hop.parent not in hops:
             out.append(Missing("parent", hop.id, hop.parent, f"the parent of {describe(hop)} has not been heard of", hop.heard))
-        here = [child for child in below if child.instance == hop.instance]
+        # An agent may send to itself: what counts as declared is not the process, but how the child came about.
+        here = [child for child in below if not child.remote]
         late = sum(1 for child in here if child.late)
         lost = max(0, hop.children - (len(here) - late)) + max(0, hop.late_children - late)
         if lost:
@@ -225,7 +226,7 @@ def _missing(tree: _Tree, rejected: int, tasks: Mapping[tuple[str, str], tuple[s
                 out.append(Missing("remote", hop.id, hop.peer_hop, sentence, hop.heard))
         elif hop.peer == "instrumented" and hop.peer_hop is None:
             out.append(Missing("dropped", hop.id, None, f"the peer of {describe(hop)} had no room to account for it"))
-        elif hop.peer == "unknown" and not any(child.instance != hop.instance for child in below):
+        elif hop.peer == "unknown" and not any(child.remote for child in below):
             sentence = f"nobody knows whether {describe(hop)} reached {hop.peer_name or 'its peer'}: {hop.reason or 'no answer came'}"
             out.append(Missing("delivery", hop.id, None, sentence))
         elif hop.peer == "opaque":

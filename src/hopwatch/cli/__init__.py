@@ -1,0 +1,22 @@
+"""What happens when somebody types `hopwatch`?
+
+Nothing is imported here, so that `hopwatch.cli.picture` can be used without the rest.
+"""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Run the command line; the entry point of the script `hopwatch` and of `python -m hopwatch.cli`."""
+    try:
+        from hopwatch.cli.commands import run  # noqa: PLC0415 - an agent has the script without the extra
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in ("click", "rich", "httpx"):
+            raise
+        sys.stderr.write(
+            f"Error: the command line needs {error.name}, which is not installed. Remedy: pip install 'hopwatch[collector]'\n"
+        )
+        sys.exit(1)
+    run()

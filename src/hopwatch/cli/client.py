@@ -1,0 +1,152 @@
+"""What does the collector say? Its JSON API, and in which ways asking may fail."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+import httpx
+
+from hopwatch.cli.text import plain
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+DEFAULT_URL: Final = "http://127.0.0.1:4318"
+LONGEST_ANSWER: Final = 10.0
+"""Seconds that a collector may take for one answer."""
+
+
+class CollectorError(Exception):
+    """The collector gave no answer that could be used; the message is for a person."""
+
+
+class Unreachable(CollectorError):  # noqa: N818 - read as a sentence: `except Unreachable`
+    """Nobody answers there, or what answers is no hopwatch collector, or it fails just now."""
+
+
+class NotKnown(CollectorError):  # noqa: N818
+    """The collector answers, and does not know what was asked for."""
+
+
+class Refused(CollectorError):  # noqa: N818
+    """The collector takes the question for a wrong one."""
+
+
+def checked_url(url: str) -> str:
+    """Bring a collector's address into the form that the rest uses.
+
+    Raises:
+        ValueError: it is no http or https address; the message names it and what is allowed.
+    """
+    wanted = "an address such as http://127.0.0.1:4318"
+    try:
+        parts = urlsplit(url.strip())
+        port = parts.port
+    except ValueError:
+        raise ValueError(f"{plain(url)!r} is not {wanted}") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+        raise ValueError(f"{plain(url)!r} is not {wanted}: it needs http:// or https:// and a host")
+    if parts.query or parts.fragment:
+        raise ValueError(f"{plain(url)!r} is not {wanted}: it may have no query and no fragment")
+    return url.strip().rstrip("/")
+
+
+def is_loopback(host: str | None) -> bool:
+    """Whether a host is this machine."""
+    return host is not None and (host in ("localhost", "::1") or host.startswith("127."))
+
+
+class Collector:
+    """The API of one collector, as a context manager that holds its connection."""
+
+    def __init__(self, url: str) -> None:
+        self.url = checked_url(url)
+        # A proxy that the environment names is for the world outside, never for this machine.
+        self._http = httpx.Client(
+            timeout=LONGEST_ANSWER,
+            trust_env=not is_loopback(urlsplit(self.url).hostname),
+            follow_redirects=False,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._http.close()
+
+    def cascades(self, verdicts: Iterable[str] = (), limit: int | None = None) -> list[dict[str, Any]]:
+        """The latest cascades, newest first, as the collector lists them.
+
+        Raises:
+            CollectorError: no answer, or one that cannot be used.
+        """
+        asked: list[tuple[str, str | int | float | bool | None]] = [("verdict", each) for each in verdicts]
+        if limit is not None:
+            asked.append(("limit", limit))
+        answer = self._get("/api/cascades", asked)
+        rows = answer.get("cascades")
+        if not isinstance(rows, list):
+            raise self._foreign()
+        return [row for row in rows if isinstance(row, dict)]
+
+    def cascade(self, wanted: str, longest: float = LONGEST_ANSWER) -> dict[str, Any]:
+        """One cascade with its verdict and hops.
+
+        Args:
+            wanted: its id, or the beginning of it that no other cascade has.
+            longest: seconds to wait for the answer.
+
+        Raises:
+            NotKnown: the collector has heard of no such cascade.
+            CollectorError: no answer, or one that cannot be used.
+        """
+        answer = self._get(f"/api/cascades/{wanted}", (), longest)
+        if not isinstance(answer.get("verdict"), str) or not isinstance(answer.get("cascade"), str):
+            raise self._foreign()
+        return answer
+
+    def _get(
+        self,
+        path: str,
+        asked: Iterable[tuple[str, str | int | float | bool | None]],
+        longest: float = LONGEST_ANSWER,
+    ) -> dict[str, Any]:
+        try:
+            answer = self._http.get(self.url + path, params=list(asked), timeout=longest)
+        except httpx.TimeoutException:
+            raise Unreachable(
+                f"The collector at {self.url} took longer than {longest:g} s to answer. "
+                "Look whether it is overloaded or stopped, or name another one with --url."
+            ) from None
+        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
+            raise Unreachable(
+                f"No collector can be reached at {self.url} ({plain(error) or type(error).__name__}). "
+                "Start one with `hopwatch serve`, or name another one with --url or HOPWATCH_URL."
+            ) from None
+        try:
+            body = answer.json()
+        except (ValueError, RecursionError):
+            body = None
+        if answer.is_success and isinstance(body, dict):
+            return body
+        said = body.get("error") if isinstance(body, dict) else None
+        if answer.status_code >= 500:
+            detail = f": {plain(said)}" if said else ""
+            raise Unreachable(f"The collector at {self.url} failed with status {answer.status_code}{detail}.")
+        if not isinstance(said, str):
+            raise self._foreign()
+        if answer.status_code == 404:
+            raise NotKnown(plain(said))
+        raise Refused(f"The collector at {self.url} refuses this: {plain(said)}")
+
+    def _foreign(self) -> Unreachable:
+        return Unreachable(
+            f"What answers at {self.url} is not a hopwatch collector. "
+            "Name the collector with --url or HOPWATCH_URL; its HTTP port is 4318 by default."
+        )

@@ -1,0 +1,476 @@
+"""What is wrong here? The instrumentation, the exporter and the collector, as this environment would have them.
+
+It looks, and changes nothing: no instrumentor is loaded and no library is imported that it asks about. What an agent
+would do is read from the metadata of what is installed and from the environment, by the rules of the stock launcher
+`opentelemetry-instrument` and of the Python SDK.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import re
+import socket
+from dataclasses import dataclass
+from importlib import metadata
+from typing import TYPE_CHECKING, Final, Literal
+from urllib.parse import urlsplit
+
+from rich.table import Table
+from rich.text import Text
+
+from hopwatch.cli.client import Collector, CollectorError, is_loopback
+from hopwatch.cli.text import plain
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from rich.console import RenderableType
+
+Level = Literal["ok", "note", "warning", "problem"]
+
+LONGEST_CONNECT: Final = 2.0
+"""Seconds that a port may take to answer."""
+_STYLES: Final[dict[Level, str]] = {
+    "ok": "green",
+    "note": "dim",
+    "warning": "bold yellow",
+    "problem": "bold red",
+}
+_GROUP: Final = "opentelemetry_instrumentor"
+_OURS: Final = ("hopwatch_asyncio", "hopwatch_a2a")
+_TESTED: Final = "1.3.0"
+_LIBRARIES: Final = ("starlette", "fastapi", "httpx", "uvloop")
+_EXPORTERS: Final = {
+    "grpc": ("opentelemetry-exporter-otlp-proto-grpc", 4317),
+    "http/protobuf": ("opentelemetry-exporter-otlp-proto-http", 4318),
+}
+_ALWAYS: Final = ("always_on", "parentbased_always_on")
+_NEVER: Final = ("always_off", "parentbased_always_off")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at."""
+
+    level: Level
+    subject: str
+    """What was looked at, in a word or two."""
+    text: str
+    remedy: str | None = None
+    """What to do; there for every warning and problem."""
+
+    def as_dict(self) -> dict[str, str | None]:
+        """The finding for JSON."""
+        return {"level": self.level, "subject": self.subject, "text": self.text, "remedy": self.remedy}
+
+
+def installed_version(distribution: str) -> str | None:
+    """The version of an installed distribution, without importing it."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def examine(
+    environment: Mapping[str, str],
+    url: str,
+    *,
+    version: Callable[[str], str | None] = installed_version,
+    connect: Callable[[str, int], str | None] | None = None,
+) -> list[Finding]:
+    """Look at everything.
+
+    Args:
+        environment: the variables that an agent would have.
+        url: the collector that the other commands would ask.
+        version: of an installed distribution, or None.
+        connect: tries a host and a port; None if somebody listens there, else why not.
+
+    Returns:
+        What was found, in the order in which a hop's record travels: library, instrumentation, SDK, exporter, collector.
+    """
+    connect = connect or _connect
+    out = [
+        Finding(
+            "ok",
+            "hopwatch",
+            f"hopwatch {version('hopwatch') or '(not installed)'} on Python {platform.python_version()}",
+        )
+    ]
+    out.extend(_libraries(version))
+    out.extend(_instrumentors(environment))
+    out.extend(_settings(environment))
+    out.extend(_sdk(environment, version))
+    out.extend(_identity(environment))
+    out.extend(_sampler(environment))
+    out.extend(_own_spans(environment, version))
+    collector = _asked(url)
+    out.append(collector)
+    out.extend(_exporter(environment, version, connect, url, reached=collector.level == "ok"))
+    return out
+
+
+# What is there ---------------------------------------------------------------------------------------------------
+
+
+def _libraries(version: Callable[[str], str | None]) -> Iterator[Finding]:
+    sdk = version("a2a-sdk")
+    if sdk is None:
+        yield Finding(
+            "warning", "a2a-sdk", "a2a-sdk is not installed in this Python, so no agent of it can be instrumented",
+            "run `hopwatch doctor` with the Python that runs your agents, or install a2a-sdk 1.x there",
+        )  # fmt: skip
+    elif _major(sdk) != 1:
+        yield Finding(
+            "problem", "a2a-sdk", f"a2a-sdk {plain(sdk)} is not supported: 1.x is, and {_TESTED} is tested",
+            "install a2a-sdk 1.x, for example: pip install 'a2a-sdk>=1.3,<2'",
+        )  # fmt: skip
+    elif sdk == _TESTED:
+        yield Finding("ok", "a2a-sdk", f"a2a-sdk {sdk}, the version that is tested")
+    else:
+        yield Finding(
+            "note", "a2a-sdk", f"a2a-sdk {plain(sdk)} is supported, as every 1.x; {_TESTED} is tested"
+        )
+    for library in _LIBRARIES:
+        found = version(library)
+        yield Finding(
+            "ok" if found else "note",
+            library,
+            f"{library} {plain(found)}" if found else f"{library} is not installed",
+        )
+
+
+def _instrumentors(environment: Mapping[str, str]) -> Iterator[Finding]:
+    try:
+        points = metadata.distribution("hopwatch").entry_points
+        there = {point.name for point in points if point.group == _GROUP}
+    except metadata.PackageNotFoundError:
+        there = set()
+    text = environment.get("OTEL_PYTHON_DISABLED_INSTRUMENTATIONS", "")
+    disabled = {each.strip() for each in text.split(",")}
+    for name in _OURS:
+        if name not in there:
+            yield Finding(
+                "problem", name, f"the launcher cannot find {name}: hopwatch's metadata has no such entry in {_GROUP}",
+                "install hopwatch again with pip; a folder of sources on PYTHONPATH alone has no entry points",
+            )  # fmt: skip
+        elif name in disabled or "*" in disabled:
+            yield Finding(
+                "problem", name, f"OTEL_PYTHON_DISABLED_INSTRUMENTATIONS={plain(text)} disables {name}",
+                f"take {name if name in disabled else '*'} out of OTEL_PYTHON_DISABLED_INSTRUMENTATIONS",
+            )  # fmt: skip
+        else:
+            yield Finding("ok", name, f"{name} is found by the launcher")
+
+
+def _settings(environment: Mapping[str, str]) -> Iterator[Finding]:
+    from hopwatch.process import read_settings  # noqa: PLC0415 - the agent's side: only its rules for values are needed
+
+    settings = read_settings(environment)
+    for problem in settings.problems:
+        sentence = plain(problem)
+        yield Finding(
+            "problem",
+            "settings",
+            sentence,
+            f"set {sentence.split(' ', 1)[0]} to an allowed value, or unset it",
+        )
+    if not settings.problems:
+        given = sorted(key for key in environment if key.startswith("HOPWATCH_") and key != "HOPWATCH_URL")
+        values = ", ".join(f"{key}={plain(environment[key])}" for key in given)
+        yield Finding("ok", "settings", f"detail is {settings.detail}" + (f" ({values})" if values else ""))
+
+
+def _sdk(environment: Mapping[str, str], version: Callable[[str], str | None]) -> Iterator[Finding]:
+    if environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        yield Finding(
+            "problem", "sdk", "OTEL_SDK_DISABLED=true turns all telemetry off", "unset OTEL_SDK_DISABLED"
+        )
+    distro = version("opentelemetry-distro")
+    if distro is None:
+        yield Finding(
+            "problem", "distro",
+            "opentelemetry-distro is not installed, so `opentelemetry-instrument` would set up no SDK and no exporter",
+            "pip install 'hopwatch[otlp]' (an application that sets up the SDK in its own code does without)",
+        )  # fmt: skip
+    else:
+        yield Finding("ok", "distro", f"opentelemetry-distro {plain(distro)}")
+    propagators = environment.get("OTEL_PROPAGATORS", "").strip()
+    if propagators and "tracecontext" not in {each.strip().lower() for each in propagators.split(",")}:
+        yield Finding(
+            "warning", "propagators",
+            f"OTEL_PROPAGATORS={plain(propagators)} leaves out tracecontext, by which agents know that they work for one cascade",
+            "add tracecontext to OTEL_PROPAGATORS, or unset it",
+        )  # fmt: skip
+
+
+def _identity(environment: Mapping[str, str]) -> Iterator[Finding]:
+    name = environment.get("OTEL_SERVICE_NAME", "").strip()
+    if not name:
+        resource = environment.get("OTEL_RESOURCE_ATTRIBUTES", "")
+        match = re.search(r"(?:^|,)\s*service\.name\s*=\s*([^,]+)", resource)
+        name = match[1].strip() if match else ""
+    if name:
+        yield Finding("ok", "service name", f"this agent is called {plain(name)}")
+    else:
+        yield Finding(
+            "warning", "service name", "OTEL_SERVICE_NAME is not set: every agent would be called unknown_service",
+            "set OTEL_SERVICE_NAME to the agent's name, a different one for each agent",
+        )  # fmt: skip
+
+
+def _sampler(environment: Mapping[str, str]) -> Iterator[Finding]:
+    sampler = environment.get("OTEL_TRACES_SAMPLER", "").strip()
+    name = sampler.lower()
+    if not name or name in _ALWAYS:
+        yield Finding(
+            "ok", "sampler", f"every trace is recorded ({name or 'parentbased_always_on, the default'})"
+        )
+        return
+    lost = (
+        "records nothing"
+        if name in _NEVER
+        else "may drop traces; the verdict on a cascade that it drops is unknown"
+    )
+    yield Finding(
+        "problem" if name in _NEVER else "warning", "sampler", f"OTEL_TRACES_SAMPLER={plain(sampler)} {lost}",
+        "set OTEL_TRACES_SAMPLER=parentbased_always_on, or unset it",
+    )  # fmt: skip
+
+
+def _own_spans(environment: Mapping[str, str], version: Callable[[str], str | None]) -> Iterator[Finding]:
+    # Any value but true turns them off; it is read when the SDK is imported.
+    if version("a2a-sdk") is None:
+        return
+    if environment.get("OTEL_INSTRUMENTATION_A2A_SDK_ENABLED", "true").strip().lower() == "true":
+        yield Finding(
+            "note", "a2a-sdk's spans", "the SDK makes about 32 spans a message itself; hopwatch does not need them",
+            "to save them: OTEL_INSTRUMENTATION_A2A_SDK_ENABLED=false",
+        )  # fmt: skip
+
+
+# Where it goes ---------------------------------------------------------------------------------------------------
+
+
+def _asked(url: str) -> Finding:
+    try:
+        with Collector(url) as collector:
+            collector.cascades(limit=1)
+    except CollectorError as error:
+        sentence, _, remedy = str(error).partition(". ")
+        return Finding(
+            "problem",
+            "collector",
+            sentence.rstrip("."),
+            (remedy or "start one with `hopwatch serve`").rstrip("."),
+        )
+    return Finding("ok", "collector", f"a hopwatch collector answers at {plain(url)}")
+
+
+def _exporter(
+    environment: Mapping[str, str],
+    version: Callable[[str], str | None],
+    connect: Callable[[str, int], str | None],
+    url: str,
+    *,
+    reached: bool,
+) -> Iterator[Finding]:
+    text = environment.get("OTEL_TRACES_EXPORTER", "").strip()
+    if not text and version("opentelemetry-distro") is None:
+        yield Finding(
+            "problem", "exporter", "nothing selects an exporter: OTEL_TRACES_EXPORTER is not set, and there is no distro to set it",
+            "pip install 'hopwatch[otlp]'; its distro selects OTLP",
+        )  # fmt: skip
+        return
+    chosen = [each.strip() for each in (text or "otlp").split(",")]
+    otlp = [each for each in chosen if each in ("otlp", "otlp_proto_grpc", "otlp_proto_http")]
+    known = {point.name for point in metadata.entry_points(group="opentelemetry_traces_exporter")}
+    for each in chosen:
+        if each not in otlp and each not in known and text.lower() != "none":
+            yield Finding(
+                "problem", "exporter", f"OTEL_TRACES_EXPORTER names {plain(each)!r}, and no such exporter is installed",
+                f"it is one of {', '.join(sorted({'otlp', 'none', *known}))}",
+            )  # fmt: skip
+    if not otlp:
+        yield Finding(
+            "problem" if chosen in (["none"], ["console"]) else "warning", "exporter",
+            f"OTEL_TRACES_EXPORTER={plain(text)}: no OTLP exporter is selected, so no record reaches a collector by itself",
+            "set OTEL_TRACES_EXPORTER=otlp, or unset it",
+        )  # fmt: skip
+        return
+    protocol = _protocol(environment, otlp[0])
+    if protocol not in _EXPORTERS:
+        yield Finding(
+            "problem", "exporter", f"the OTLP protocol {plain(protocol)!r} is none that the Python SDK has",
+            f"set OTEL_EXPORTER_OTLP_PROTOCOL to {' or '.join(_EXPORTERS)}",
+        )  # fmt: skip
+        return
+    package, port = _EXPORTERS[protocol]
+    if version(package) is None:
+        yield Finding(
+            "problem", "exporter", f"OTLP by {protocol} is selected, and {package} is not installed",
+            "pip install 'hopwatch[otlp]'",
+        )  # fmt: skip
+        return
+    endpoint, variable = _endpoint(environment, protocol, port)
+    yield Finding("ok", "exporter", f"OTLP by {protocol} to {plain(endpoint)} ({variable or 'the default'})")
+    yield from _endpoint_reached(
+        endpoint, variable=variable, protocol=protocol, port=port, connect=connect, url=url, reached=reached
+    )
+
+
+def _protocol(environment: Mapping[str, str], exporter: str) -> str:
+    if exporter != "otlp":  # the exporter's own name goes before the variables
+        return "grpc" if exporter == "otlp_proto_grpc" else "http/protobuf"
+    for name in ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"):
+        if environment.get(name):
+            return environment[name].strip()
+    return "grpc"  # the Python distro's own default; OpenTelemetry's is http/protobuf
+
+
+def _endpoint(environment: Mapping[str, str], protocol: str, port: int) -> tuple[str, str | None]:
+    """The address that records go to, and the variable that names it."""
+    name = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
+    if environment.get(name, "").strip():
+        return environment[name].strip(), name
+    name = "OTEL_EXPORTER_OTLP_ENDPOINT"
+    path = "/v1/traces" if protocol == "http/protobuf" else ""
+    if environment.get(name, "").strip():
+        return environment[name].strip().removesuffix("/") + path, name
+    return f"http://localhost:{port}{path}", None
+
+
+def _endpoint_reached(
+    endpoint: str,
+    *,
+    variable: str | None,
+    protocol: str,
+    port: int,
+    connect: Callable[[str, int], str | None],
+    url: str,
+    reached: bool,
+) -> Iterator[Finding]:
+    shown = plain(endpoint)
+    named = variable or "OTEL_EXPORTER_OTLP_ENDPOINT"
+    if "://" not in endpoint:
+        yield Finding(
+            "problem", "endpoint", f"{named} is {shown}, without a scheme: "
+            + ("gRPC would then speak TLS" if protocol == "grpc" else "the HTTP exporter cannot use it"),
+            f"write http://{shown}",
+        )  # fmt: skip
+        return
+    try:
+        parts = urlsplit(endpoint)
+        host, at = parts.hostname, parts.port
+    except ValueError:
+        host, at, parts = None, None, urlsplit("http://")
+    if not host or parts.scheme not in ("http", "https"):
+        yield Finding(
+            "problem",
+            "endpoint",
+            f"{named} is {shown}, which is no address",
+            f"write http://localhost:{port}",
+        )
+        return
+    at = at or (443 if parts.scheme == "https" else 80 if protocol == "http/protobuf" else port)
+    wrong = {other: which for which, (_, other) in _EXPORTERS.items() if which != protocol}.get(at)
+    if wrong:
+        yield Finding(
+            "problem", "endpoint", f"port {at} is by custom for {wrong}, and the exporter speaks {protocol}",
+            f"set OTEL_EXPORTER_OTLP_PROTOCOL={wrong}, or use port {port}",
+        )  # fmt: skip
+    if (
+        variable == "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
+        and protocol == "http/protobuf"
+        and parts.path in ("", "/")
+    ):
+        yield Finding(
+            "problem", "endpoint", f"{variable} is {shown}, and is taken as it is: without the path /v1/traces",
+            f"write {shown.rstrip('/')}/v1/traces, or use OTEL_EXPORTER_OTLP_ENDPOINT={shown.rstrip('/')}",
+        )  # fmt: skip
+    why = connect(host, at)
+    if why is not None:
+        yield Finding(
+            "problem", "endpoint", f"nothing can be reached at {plain(host)}:{at}, where the exporter sends to ({plain(why)})",
+            "start a collector with `hopwatch serve`, or name the one that runs with OTEL_EXPORTER_OTLP_ENDPOINT",
+        )  # fmt: skip
+        return
+    if protocol == "http/protobuf" and _is_hopwatch(f"{parts.scheme}://{parts.netloc}"):
+        yield Finding("ok", "endpoint", f"a hopwatch collector answers at {plain(host)}:{at}")
+        return
+    ours = urlsplit(url).hostname
+    same = reached and (host == ours or (is_loopback(host) and is_loopback(ours)))
+    if protocol == "grpc" and same:
+        yield Finding(
+            "ok", "endpoint", f"somebody listens at {plain(host)}:{at}, on the host of the collector"
+        )
+    else:
+        yield Finding(
+            "note", "endpoint", f"somebody listens at {plain(host)}:{at}; whether that is hopwatch cannot be told",
+            "if it is another collector, let it forward traces to hopwatch",
+        )  # fmt: skip
+
+
+def _is_hopwatch(url: str) -> bool:
+    try:
+        with Collector(url) as collector:
+            collector.cascades(limit=1)
+    except (CollectorError, ValueError):
+        return False
+    return True
+
+
+def _connect(host: str, port: int) -> str | None:
+    try:
+        with contextlib.closing(socket.create_connection((host, port), timeout=LONGEST_CONNECT)):
+            return None
+    except (OSError, UnicodeError) as error:
+        return plain(error) or type(error).__name__
+
+
+def _major(version: str) -> int | None:
+    match = re.match(r"(\d{1,6})(?:\.|$|[a-z])", version)
+    return int(match[1]) if match else None
+
+
+# How it looks ----------------------------------------------------------------------------------------------------
+
+
+def lines(findings: Sequence[Finding]) -> list[str]:
+    """The findings as plain lines: one each, and one for its remedy."""
+    out: list[str] = []
+    for each in findings:
+        out.append(f"{each.level}: {each.subject}: {each.text}")
+        if each.remedy:
+            out.append(f"  remedy: {each.remedy}")
+    out.append(_summary(findings))
+    return out
+
+
+def table(findings: Sequence[Finding]) -> RenderableType:
+    """The findings for a terminal."""
+    out = Table.grid(padding=(0, 1))
+    for column in ("level", "subject"):
+        out.add_column(column, no_wrap=True)
+    out.add_column("text", overflow="fold")
+    for each in findings:
+        style = _STYLES[each.level]
+        text = Text(each.text)
+        if each.remedy:
+            text.append(f"\nremedy: {each.remedy}", "bold" if each.level in ("warning", "problem") else "dim")
+        out.add_row(Text(each.level, style), Text(each.subject, style if each.level != "ok" else ""), text)
+    summary = _summary(findings)
+    grave = any(each.level == "problem" for each in findings)
+    out.add_row(Text(""), Text(""), Text(summary, "bold red" if grave else "bold green"))
+    return out
+
+
+def _summary(findings: Sequence[Finding]) -> str:
+    problems = sum(1 for each in findings if each.level == "problem")
+    warnings = sum(1 for each in findings if each.level == "warning")
+    told = f"{problems or 'no'} {'problem' if problems == 1 else 'problems'}"
+    if warnings:
+        told += f", {warnings} {'warning' if warnings == 1 else 'warnings'}"
+    return told

@@ -1,0 +1,29 @@
+"""`python -m hopwatch.collector`: the collector alone. `hopwatch serve` is the same, with the other commands beside."""
+
+from __future__ import annotations
+
+import click
+
+from hopwatch.collector import serve as running
+
+
+@click.command()
+@click.option("--host", default=running.HOST, show_default=True)
+@click.option("--port", type=click.IntRange(0, 65535), default=running.PORT, show_default=True)
+@click.option("--grpc-port", type=click.IntRange(0, 65535), default=running.GRPC_PORT, show_default=True)
+@click.option("--store", help="A file, or :memory:.")
+@click.option("--retain", default=running.RETAIN, show_default=True, help="As 7d, 12h, 30m, 45s.")
+@click.option("--max-size", default="2G", show_default=True, help="As 500M, 2G.")
+def main(host: str, port: int, grpc_port: int, store: str | None, retain: str, max_size: str) -> None:
+    """Run a collector."""
+    try:
+        kept, size = running.parse_duration(retain), running.parse_size(max_size)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    try:
+        running.serve(host, port, grpc_port, store, kept, size)
+    except running.ServeError as error:
+        raise click.ClickException(str(error)) from None
+
+
+main()

@@ -1,0 +1,250 @@
+"""How does the collector run? One process: uvicorn for OTLP/HTTP and the API, grpcio for OTLP/gRPC, one store."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gc
+import ipaddress
+import os
+import re
+import socket
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+
+from hopwatch.collector.api import Api, on_failure, on_http_error
+from hopwatch.collector.judged import Judge
+from hopwatch.collector.receiver import GrpcReceiver, HttpReceiver
+from hopwatch.collector.store import StoreError
+from hopwatch.collector.store.sqlite import SqliteStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from hopwatch.collector.store import Store
+
+HOST: Final = "127.0.0.1"
+PORT: Final = 4318
+GRPC_PORT: Final = 4317
+RETAIN: Final = "7d"
+MAX_SIZE: Final = 2 * 1024**3
+STOP_WITHIN: Final = 3
+"""Seconds that requests under way get when the collector stops."""
+_UNITS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+_SIZES: Final = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3}
+
+
+class ServeError(RuntimeError):
+    """The collector cannot start; the message says why and what to do."""
+
+
+def parse_duration(text: str) -> float:
+    """Seconds from `7d`, `12h`, `30m` or `45s`.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smhd])", text.strip())
+    if found is None or not float(found[1]):
+        raise ValueError(
+            f"{text!r} is not a duration; it is a number above 0 and a unit: 45s, 30m, 12h or 7d"
+        )
+    seconds = float(found[1]) * _UNITS[found[2]]
+    if seconds > 36_500 * 86_400:
+        raise ValueError(f"{text!r} is too long a duration; it is at most 36500d")
+    return seconds
+
+
+def parse_size(text: str) -> int:
+    """Bytes from `500M`, `2G` or a plain number; at least 1 MiB.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    found = re.fullmatch(r"([0-9]{1,15})([KMG]?)(?:i?B)?", text.strip())
+    size = int(found[1]) * _SIZES[found[2]] if found is not None else 0
+    if not 1024**2 <= size < 2**62:
+        raise ValueError(f"{text!r} is not a size; it is a number of bytes from 1M up, as in 500M or 2G")
+    return size
+
+
+def default_store() -> Path:
+    """The store's file where none is named: of this user, under the XDG state directory."""
+    state = os.environ.get("XDG_STATE_HOME", "")
+    base = Path(state) if state.startswith("/") else Path.home() / ".local" / "state"
+    return base / "hopwatch" / "hopwatch.sqlite"
+
+
+class Collector:
+    """A collector that can be started and stopped within a process.
+
+    Args:
+        host: the address to listen at.
+        port: for OTLP/HTTP and the API; 0 takes any free one.
+        grpc_port: for OTLP/gRPC; 0 takes any free one.
+        store: the store's file, or `:memory:`; None is `default_store()`.
+        retain: seconds that a cascade is kept after its last record.
+        max_size: bytes that the store may grow to.
+
+    Raises:
+        ServeError: a port is taken, the host is no address of this machine, or the store cannot be used.
+    """
+
+    def __init__(
+        self,
+        host: str = HOST,
+        port: int = PORT,
+        grpc_port: int = GRPC_PORT,
+        *,
+        store: str | Path | None = None,
+        retain: float = 7 * 86_400,
+        max_size: int = MAX_SIZE,
+    ) -> None:
+        self.host = host
+        location = default_store() if store is None else store
+        # Sockets first: a port that is taken shall not leave a new store behind.
+        self._socket = _bind(host, port)
+        try:
+            self._store: Store = SqliteStore(location, retain=retain, max_bytes=max_size)
+        except StoreError as error:
+            self._socket.close()
+            raise ServeError(str(error)) from None
+        self.location = str(location)
+        self.port = int(self._socket.getsockname()[1])
+        self._grpc = GrpcReceiver(self._store)
+        try:
+            self.grpc_port = self._grpc.listen(host, grpc_port)
+        except RuntimeError:
+            self._grpc.stop(0)
+            self._socket.close()
+            self._store.close()
+            raise ServeError(_taken(host, grpc_port, "--grpc-port")) from None
+        self._server = _Server(
+            uvicorn.Config(
+                application(self._store),
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                server_header=False,
+                ws="none",
+                timeout_keep_alive=30,
+                timeout_graceful_shutdown=STOP_WITHIN,
+                limit_concurrency=512,
+                h11_max_incomplete_event_size=64 * 1024,
+            )
+        )
+
+    @property
+    def url(self) -> str:
+        """Where it is reached over HTTP."""
+        return f"http://{_shown_host(self.host)}:{self.port}"
+
+    @property
+    def ready_line(self) -> str:
+        """What is printed when it is ready."""
+        return (
+            f"hopwatch collector: {self.url} (OTLP/HTTP and API), "
+            f"grpc {_shown_host(self.host)}:{self.grpc_port}, store {self.location}"
+        )
+
+    def run(self, ready: Callable[[], None] | None = None) -> None:
+        """Serve until `stop`, SIGINT or SIGTERM; `ready` is called when requests are answered."""
+        self._server.ready = ready
+        try:
+            self._server.run(sockets=[self._socket])
+        finally:
+            self._grpc.stop()
+            self._store.close()
+            self._socket.close()
+
+    def stop(self) -> None:
+        """Make `run` return. May be called from any thread."""
+        self._server.should_exit = True
+
+
+def serve(
+    host: str = HOST,
+    port: int = PORT,
+    grpc_port: int = GRPC_PORT,
+    store: str | Path | None = None,
+    retain: float = 7 * 86_400,
+    max_size: int = MAX_SIZE,
+) -> None:
+    """Run a collector until SIGINT or SIGTERM. One line on stdout says when it is ready, and where.
+
+    Raises:
+        ServeError: as of `Collector`.
+    """
+    collector = Collector(host, port, grpc_port, store=store, retain=retain, max_size=max_size)
+    # Hops are many, live long and hold no cycles: looking through all of them often is time lost.
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+    collector.run(ready=lambda: print(collector.ready_line, flush=True))  # noqa: T201 - this is its output
+
+
+def application(store: Store) -> Starlette:
+    """The HTTP side, over any store."""
+    handlers: dict[Any, Any] = {HTTPException: on_http_error, Exception: on_failure}
+    routes = [*HttpReceiver(store).routes(), *Api(store, Judge(store)).routes()]
+    return Starlette(routes=routes, exception_handlers=handlers)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, which tells when it is ready, and after a signal returns instead of dying by it."""
+
+    ready: Callable[[], None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started and self.ready is not None:
+            self.ready()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        import signal  # noqa: PLC0415 - needed here only
+
+        # uvicorn's own raises the signal again after the shutdown, and the process would end by it: not with 0.
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {
+            number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((host, port))
+        bound.listen(256)
+    except OSError as error:
+        bound.close()
+        if error.errno == errno.EADDRINUSE:
+            raise ServeError(_taken(host, port, "--port")) from None
+        raise ServeError(
+            f"cannot listen at {host}:{port}: {error.strerror or error}; see --host and --port"
+        ) from None
+    return bound
+
+
+def _taken(host: str, port: int, option: str) -> str:
+    return f"cannot listen at {_shown_host(host)}:{port}: the port is taken; choose another one with {option}"
+
+
+def _shown_host(host: str) -> str:
+    with contextlib.suppress(ValueError):
+        if ipaddress.ip_address(host).version == 6:
+            return f"[{host}]"
+    return host

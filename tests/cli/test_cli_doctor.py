@@ -1,0 +1,177 @@
+"""What does `hopwatch doctor` find? In environments that the test makes up, and once for real."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from canned_cascades import environment, free_port, hopwatch
+
+from hopwatch.cli.doctor import examine
+
+INSTALLED = {
+    "hopwatch": "0.1.0", "a2a-sdk": "1.3.0", "starlette": "1.0", "httpx": "0.28.1", "opentelemetry-distro": "0.66b1",
+    "opentelemetry-exporter-otlp-proto-grpc": "1.45", "opentelemetry-exporter-otlp-proto-http": "1.45",
+}  # fmt: skip
+HEALTHY = {"OTEL_SERVICE_NAME": "worker", "OTEL_INSTRUMENTATION_A2A_SDK_ENABLED": "false"}
+
+
+@pytest.fixture
+def look(collector):
+    def look(*, installed=INSTALLED, listening=True, **variables):
+        return examine(
+            {**HEALTHY, **variables},
+            collector.url,
+            version=installed.get,
+            connect=lambda host, port: None if listening else "refused",
+        )
+
+    return look
+
+
+def of(findings, subject):
+    return [(each.level, each.text) for each in findings if each.subject == subject]
+
+
+def grave(findings):
+    return [each for each in findings if each.level in ("warning", "problem")]
+
+
+def test_a_healthy_agent_has_no_problem(look):
+    assert grave(look()) == []
+
+
+def test_every_problem_and_warning_has_a_remedy(look):
+    found = look(
+        installed={}, listening=False, OTEL_SERVICE_NAME="", OTEL_SDK_DISABLED="true", OTEL_TRACES_SAMPLER="always_off",
+        HOPWATCH_DETAIL="lots", OTEL_PYTHON_DISABLED_INSTRUMENTATIONS="*", OTEL_PROPAGATORS="b3",
+    )  # fmt: skip
+    assert len(grave(found)) >= 8
+    assert all(each.remedy for each in grave(found))
+
+
+@pytest.mark.parametrize(
+    ("variables", "level", "subject", "says"),
+    [
+        ({"OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "flask, hopwatch_a2a"}, "problem", "hopwatch_a2a", "hopwatch_a2a"),
+        ({"OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "*"}, "problem", "hopwatch_asyncio", "*"),
+        ({"OTEL_SDK_DISABLED": "TRUE"}, "problem", "sdk", "OTEL_SDK_DISABLED"),
+        ({"OTEL_PROPAGATORS": "b3,baggage"}, "warning", "propagators", "b3,baggage"),
+        ({"OTEL_SERVICE_NAME": ""}, "warning", "service name", "unknown_service"),
+        ({"OTEL_TRACES_SAMPLER": "traceidratio"}, "warning", "sampler", "unknown"),
+        ({"OTEL_TRACES_SAMPLER": "parentbased_always_off"}, "problem", "sampler", "parentbased_always_off"),
+        ({"HOPWATCH_DETAIL": "everything"}, "problem", "settings", "'everything'"),
+        ({"HOPWATCH_CAPACITY": "-3"}, "problem", "settings", "HOPWATCH_CAPACITY"),
+        ({"OTEL_TRACES_EXPORTER": "none"}, "problem", "exporter", "none"),
+        ({"OTEL_TRACES_EXPORTER": "console"}, "problem", "exporter", "console"),
+        ({"OTEL_TRACES_EXPORTER": "otlp,zipkin9"}, "problem", "exporter", "zipkin9"),
+        ({"OTEL_EXPORTER_OTLP_PROTOCOL": "http/json"}, "problem", "exporter", "http/json"),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "localhost:4317"}, "problem", "endpoint", "without a scheme"),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://localhost:4318"}, "problem", "endpoint", "http/protobuf"),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://[::1"}, "problem", "endpoint", "no address"),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://h:99999999"}, "problem", "endpoint", "no address"),
+        (
+            {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://h:4318"},
+            "problem", "endpoint", "/v1/traces",
+        ),
+        (
+            {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://h:4317"},
+            "problem", "endpoint", "port 4317",
+        ),
+        ({"OTEL_INSTRUMENTATION_A2A_SDK_ENABLED": "true"}, "note", "a2a-sdk's spans", "32 spans"),
+    ],
+)  # fmt: skip
+def test_what_the_environment_gets_wrong_is_told(look, variables, level, subject, says):
+    found = look(**variables)
+    assert [text for grade, text in of(found, subject) if grade == level and says in text], of(found, subject)
+    assert {each.level for each in found} <= {"ok", "note", level}
+
+
+@pytest.mark.parametrize(
+    ("installed", "level", "subject"),
+    [
+        ({"a2a-sdk": None}, "warning", "a2a-sdk"),
+        ({"a2a-sdk": "0.3.22"}, "problem", "a2a-sdk"),
+        ({"a2a-sdk": "1.9.0rc1"}, "note", "a2a-sdk"),
+        ({"opentelemetry-distro": None}, "problem", "distro"),
+        ({"opentelemetry-exporter-otlp-proto-grpc": None}, "problem", "exporter"),
+        ({"uvloop": None}, "note", "uvloop"),
+    ],
+)
+def test_what_is_not_installed_is_told(look, installed, level, subject):
+    assert level in [grade for grade, _ in of(look(installed={**INSTALLED, **installed}), subject)]
+
+
+@pytest.mark.parametrize(
+    ("variables", "endpoint"),
+    [
+        ({}, "grpc to http://localhost:4317"),
+        ({"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}, "http/protobuf to http://localhost:4318/v1/traces"),
+        ({"OTEL_TRACES_EXPORTER": "otlp_proto_http"}, "http/protobuf to http://localhost:4318/v1/traces"),
+        (
+            {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf",
+             "OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4318/"},
+            "http/protobuf to http://c:4318/v1/traces",
+        ),
+        (
+            {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://a:4317", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://b:4317"},
+            "grpc to http://b:4317",
+        ),
+    ],
+)  # fmt: skip
+def test_the_exporter_is_the_one_that_the_sdk_would_take(look, variables, endpoint):
+    (told,) = [text for level, text in of(look(**variables), "exporter") if level == "ok"]
+    assert endpoint in told
+
+
+def test_an_endpoint_where_nobody_listens_is_a_problem(look):
+    ((level, text),) = of(look(listening=False), "endpoint")
+    assert (level, "localhost:4317" in text) == ("problem", True)
+
+
+def test_an_http_endpoint_that_is_a_hopwatch_collector_is_recognised(look, collector):
+    found = look(OTEL_EXPORTER_OTLP_PROTOCOL="http/protobuf", OTEL_EXPORTER_OTLP_ENDPOINT=collector.url)
+    ((level, text),) = of(found, "endpoint")
+    assert (level, "hopwatch collector answers" in text) == ("ok", True)
+
+
+def test_the_service_name_may_come_from_the_resource(look):
+    found = look(OTEL_SERVICE_NAME="", OTEL_RESOURCE_ATTRIBUTES="a=b, service.name=planner,c=d")
+    assert of(found, "service name") == [("ok", "this agent is called planner")]
+
+
+def test_in_a_pipe_it_is_plain_lines_and_the_exit_code_tells(collector):
+    url = f"http://127.0.0.1:{free_port()}"
+    done = hopwatch("doctor", "--url", url, OTEL_EXPORTER_OTLP_ENDPOINT=url)
+    assert done.returncode == 1, done.stderr
+    told = done.stdout.splitlines()
+    assert f"problem: collector: No collector can be reached at {url}" in done.stdout
+    assert told[-1].startswith("2 problems")
+    assert "\x1b" not in done.stdout
+    healthy = hopwatch(
+        "doctor", "--json", "--url", collector.url,
+        OTEL_EXPORTER_OTLP_ENDPOINT=collector.url, OTEL_EXPORTER_OTLP_PROTOCOL="http/protobuf", **HEALTHY,
+    )  # fmt: skip
+    found = json.loads(healthy.stdout)
+    assert healthy.returncode == 0, found
+    assert found["ok"] is True
+    assert set(found["findings"][0]) == {"level", "subject", "text", "remedy"}
+
+
+def test_it_neither_instruments_nor_imports_what_it_asks_about():
+    program = (
+        "import sys; from hopwatch.cli.doctor import examine; examine({}, 'http://127.0.0.1:9'); "
+        "print([each for each in ('a2a', 'fastapi', 'grpc', 'uvloop', 'starlette', 'opentelemetry.sdk', "
+        "'hopwatch.instrument.a2a', 'hopwatch.instrument.asyncio') if each in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ("[]\n", "")
