@@ -27,8 +27,8 @@ from typing import Any
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as traces
 
 from hopwatch import attributes as names
-from hopwatch.collector.store.sqlite import SqliteStore
 from hopwatch.collector import otlp
+from hopwatch.collector.store.sqlite import SqliteStore
 from hopwatch.verdict import judge
 
 SPANS = 512
@@ -115,7 +115,7 @@ def _send(port: int, bodies: list[bytes], connections: int, pipe: Any) -> None:
 
 
 @contextlib.contextmanager
-def collector(store: Path):  # noqa: ANN201
+def collector(store: Path):
     """The real collector, as a process of its own."""
     process = subprocess.Popen(
         [

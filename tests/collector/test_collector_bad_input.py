@@ -10,7 +10,7 @@ import tracemalloc
 
 import orjson
 import pytest
-from telling import PLANNER, SECOND, WORKER, as_json, end, foreign, heartbeat, opened, protobuf, trace
+from telling import PLANNER, SECOND, WORKER, as_json, end, foreign, heartbeat, opened, protobuf
 
 from hopwatch import attributes as names
 from hopwatch.collector import otlp
@@ -139,7 +139,7 @@ def test_spans_of_others_are_ignored_whatever_their_scope():
 
 
 def test_numbers_that_json_lacks_are_kept_as_texts():
-    batch = read(end(C, ROOT, **{"a": float("nan"), "b": float("inf")}))
+    batch = read(end(C, ROOT, a=float("nan"), b=float("inf")))
     assert batch.hops[0].attributes == {"a": "nan", "b": "inf"}
 
 

@@ -231,9 +231,7 @@ def test_a_body_that_grows_too_long_is_refused(running):
 
 def test_a_grpc_message_that_is_too_long_is_refused(running):
     with grpc.insecure_channel(f"127.0.0.1:{running.grpc_port}") as channel:
-        request = ExportTraceServiceRequest.FromString(
-            protobuf(end(trace(), ROOT, **{"text": "x" * (17 * MIB)}))
-        )
+        request = ExportTraceServiceRequest.FromString(protobuf(end(trace(), ROOT, text="x" * (17 * MIB))))
         for compression in (grpc.Compression.NoCompression, grpc.Compression.Gzip):
             with pytest.raises(grpc.RpcError) as raised:
                 TraceServiceStub(channel).Export(request, compression=compression, timeout=20)

@@ -214,7 +214,7 @@ def test_a_full_store_lets_the_oldest_cascades_go_first():
         for number, cascade in enumerate(cascades):
             tell(
                 store,
-                *(end(cascade, f"{n:016x}", **{"text": "x" * 900}) for n in range(1, 40)),
+                *(end(cascade, f"{n:016x}", text="x" * 900) for n in range(1, 40)),
                 now=NOW + number,
             )
         store.totals()  # behind the tidying
@@ -231,7 +231,7 @@ def test_a_store_full_of_young_open_cascades_turns_records_away_and_keeps_them()
     try:
         cascade = trace()
         at = time.time_ns()
-        tell(store, *(opened(cascade, f"{n:016x}", **{"text": "x" * 4000}) for n in range(1, 100)))
+        tell(store, *(opened(cascade, f"{n:016x}", text="x" * 4000) for n in range(1, 100)))
         store.totals()
         with pytest.raises(StoreBusyError, match="full"):
             tell(store, end(cascade, f"{1:016x}", at=at))

@@ -103,7 +103,7 @@ class Api:
                 return error_response(
                     400, f"verdict is {_shown(name)}; it is one of {', '.join(NAMES)}, and may be given again"
                 )
-        limit = _limit(request, MAX_LIMIT)
+        limit = _limit(request, DEFAULT_LIMIT, MAX_LIMIT)
         if isinstance(limit, Response):
             return limit
         verdicts: frozenset[Name] = frozenset(wanted)  # type: ignore[arg-type]
@@ -133,7 +133,7 @@ class Api:
             return error_response(
                 400, f"state is {_shown(state)}; it is open (the ended are with their cascades)"
             )
-        limit = _limit(request, MAX_OPEN_HOPS)
+        limit = _limit(request, MAX_OPEN_HOPS, MAX_OPEN_HOPS)
         if isinstance(limit, Response):
             return limit
         hops = self._store.open_hops(limit)
@@ -281,10 +281,10 @@ def _off_the_loop(answer: Callable[[Request], Response]) -> Callable[[Request], 
     return endpoint
 
 
-def _limit(request: Request, most: int) -> int | Response:
+def _limit(request: Request, default: int, most: int) -> int | Response:
     text = request.query_params.get("limit")
     if text is None:
-        return min(DEFAULT_LIMIT, most)
+        return default
     if not re.fullmatch("[0-9]{1,6}", text) or not 1 <= int(text) <= most:
         return error_response(400, f"limit is {_shown(text)}; it is a whole number from 1 to {most}")
     return int(text)

@@ -6,6 +6,7 @@ loop; unpacking stops at the limit, so that a small body that unpacks to a large
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 import zlib
@@ -27,7 +28,6 @@ from hopwatch.collector import otlp
 from hopwatch.collector.store import StoreBusyError, StoreError
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable
 
     from starlette.requests import Request
@@ -172,7 +172,7 @@ class HttpReceiver:
             json = kind == "application/json"
             batch = await run_sync(self._read, signal, body, json, encoding == "gzip", limiter=self._readers)
             del body
-            stored = await _awaited(self._store.write(batch))
+            stored = await asyncio.wrap_future(self._store.write(batch))
         except StoreBusyError as error:
             raise Refused(503, str(error), _UNAVAILABLE, {"retry-after": "1"}) from None
         except StoreError as error:
@@ -252,13 +252,6 @@ def status_bytes(code: int, message: str) -> bytes:
         size >>= 7
     length.append(size)
     return bytes((0x08, code, 0x12)) + bytes(length) + text
-
-
-async def _awaited(future: futures.Future[Refusals]) -> Refusals:
-    import asyncio  # noqa: PLC0415 - uvicorn's loop is asyncio's
-
-    wrapped: asyncio.Future[Refusals] = asyncio.wrap_future(future)
-    return await wrapped
 
 
 # gRPC ----------------------------------------------------------------------------------------------------------

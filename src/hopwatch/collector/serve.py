@@ -8,6 +8,7 @@ import gc
 import ipaddress
 import os
 import re
+import signal
 import socket
 import threading
 from pathlib import Path
@@ -206,8 +207,6 @@ class _Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        import signal  # noqa: PLC0415 - needed here only
-
         # uvicorn's own raises the signal again after the shutdown, and the process would end by it: not with 0.
         if threading.current_thread() is not threading.main_thread():
             yield

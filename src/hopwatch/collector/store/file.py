@@ -23,6 +23,7 @@ CREATE TABLE cascades(
   number INTEGER PRIMARY KEY, cascade TEXT NOT NULL UNIQUE, version INTEGER NOT NULL, started INTEGER, ended INTEGER,
   active INTEGER NOT NULL, hops INTEGER NOT NULL, open INTEGER NOT NULL, rejected INTEGER NOT NULL,
   agents TEXT NOT NULL, verdict TEXT, reason TEXT);
+CREATE INDEX cascades_active ON cascades(active);
 CREATE TABLE hops(
   number INTEGER PRIMARY KEY, started INTEGER NOT NULL, ended INTEGER, instance TEXT NOT NULL, record BLOB NOT NULL);
 CREATE INDEX hops_open ON hops(started, instance) WHERE ended IS NULL;
@@ -58,7 +59,7 @@ def open_file(location: str) -> sqlite3.Connection:
         if location != ":memory:" and Path(location).stat().st_size <= CHECKED_BYTES:
             found = db.execute("PRAGMA quick_check(1)").fetchone()
             if found != ("ok",):
-                raise StoreError(_kept(location, f"is damaged ({found[0] if found else 'no answer'})"))
+                raise sqlite3.DatabaseError(found[0] if found else "no answer")
         (version,) = db.execute("PRAGMA user_version").fetchone()
         if version == 0:
             db.execute(
@@ -83,9 +84,6 @@ def open_file(location: str) -> sqlite3.Connection:
                 f"the store {location} is in use by another collector; stop that one, or choose another file with --store"
             ) from None
         raise StoreError(_kept(location, f"is damaged ({error})")) from None
-    except StoreError:
-        db.close()
-        raise
     return db
 
 

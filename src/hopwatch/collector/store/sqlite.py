@@ -229,7 +229,7 @@ class SqliteStore:
     def _guarded(self, job: Callable[[], Any]) -> None:
         try:
             job()
-        except Exception:
+        except Exception:  # noqa: BLE001 - a store that is not tidied up still takes records
             _log.exception("the store %s could not be tidied up", self.location)
 
     def _commit(self, group: list[tuple[Batch, Future[Refusals]]]) -> None:
@@ -351,7 +351,7 @@ class SqliteStore:
             part = flat[start : start + 2 * _ROWS_A_STATEMENT]
             places = ", ".join(["(?, ?)"] * (len(part) // 2))
             for agent, task, number, state, at in self._db.execute(
-                f"WITH wanted(a, t) AS (VALUES {places}) SELECT agent, task, cascade, state, at"  # noqa: S608
+                f"WITH wanted(a, t) AS (VALUES {places}) SELECT agent, task, cascade, state, at"  # noqa: S608 - only marks
                 " FROM wanted CROSS JOIN tasks ON agent = a AND task = t",
                 part,
             ).fetchall():
@@ -565,16 +565,17 @@ class SqliteStore:
     def _prune_large(self) -> None:
         """Drop the oldest cascades until what is left fits."""
         full = False
-        while self._used() > self._max_bytes:
+        room = self._max_bytes
+        while self._used() > room:
             found = self._db.execute(
-                "SELECT number, cascade FROM cascades WHERE open = 0 OR active < ? ORDER BY active, number LIMIT 50",
+                "SELECT number, cascade FROM cascades WHERE open = 0 OR active < ? ORDER BY active, number LIMIT 8",
                 (self._clock() - YOUNG,),
             ).fetchall()
             if not found:
-                full = True
+                full = self._used() > self._max_bytes
                 break
-            # A few at a time where they are large, so that no more goes than must.
-            self._delete(found if self._used() > self._max_bytes * 1.1 else found[:5])
+            self._delete(found)
+            room = self._max_bytes * 49 // 50  # a little more than must, so that not every write has to
         if full and not self._full:
             _log.warning(
                 "the store %s is full and holds open cascades only; records are turned away", self.location
