@@ -191,7 +191,7 @@ def test_a_chain_of_tasks_that_each_make_the_next_holds_one_entry():
         if before is not None:
             before.finish()
         before = task
-        assert len(ledger.invisible) == 1
+        assert len(ledger.invisible()) == 1
     assert len(root.live) == 1
 
 
@@ -256,7 +256,8 @@ def test_threads_that_open_and_finish_under_one_hop_leave_nothing_behind():
     for thread in threads:
         thread.join()
     root.finish()
-    assert not ledger.invisible
+    assert not ledger.invisible()
+    assert len(ledger) == 0
     assert not ledger.hops
     assert root.closed
     assert judge(collect([wire]), {}, now=LATER).verdict == "settled"

@@ -136,7 +136,7 @@ def pending(cascade: str | None = None) -> list[Pending]:
 
     ledger = hopwatch_process.here().ledger
     out: list[Pending] = []
-    for entry in sorted([*ledger.open_hops(), *list(ledger.invisible.values())], key=lambda each: each.started):
+    for entry in sorted([*ledger.open_hops(), *ledger.invisible()], key=lambda each: each.started):
         of = entry.cascade or (entry.parent.cascade if entry.parent is not None else "")
         if cascade is not None and of != cascade:
             continue

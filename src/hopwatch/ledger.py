@@ -9,7 +9,7 @@ that each make the next one and end holds one entry at a time, not all of them.
 
 Threads: `open`, `finish` and the rest may be called from any thread, and from a signal handler or a finalizer.
 The path of an invisible entry takes no lock. It relies on two things only: that adding to and removing from a
-set or dict is atomic (with or without the GIL), and on an order of steps. Who opens puts the entry into the
+set is atomic, and on an order of steps. Who opens puts the entry into the
 parent's set and then looks whether the parent has closed; who closes says so and then looks at the set. At least
 one of the two sees the other, so an entry that slipped in is either waited for or late, never overlooked.
 """
@@ -23,7 +23,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 Kind = Literal["request", "execution", "send", "push", "webhook", "task", "event", "lock"]
 Outcome = Literal["finished", "failed", "cancelled", "abandoned"]
@@ -53,11 +53,48 @@ class Observer(Protocol):
         """Tell that `parent`, which has closed, got another child: its earlier record is corrected."""
 
 
+_DEFAULTS: dict[str, Any] = {
+    "attributes": None,
+    "cascade": "",
+    "children": 0,
+    "closed": False,
+    "dropped": 0,
+    "held": 0,
+    "id": "",
+    "instance_of": None,
+    "late": False,
+    "late_children": 0,
+    "live": None,
+    "origin": None,
+    "outcome": None,
+    "parent_id": "",
+    "quiet": False,
+    "reason": None,
+    "remote": False,
+    "runner": None,
+    "span": None,
+}
+
+
 class Entry:
     """One unit of work.
 
     Times are Unix nanoseconds. `id` (16 hex digits) and `cascade` (32) are set by the observer once the entry is
-    visible and stay as they are.
+    visible and stay as they are. What most entries never need is not even set when they are made, for a thousand are
+    made a second: a slot that is not set reads as its default.
+
+    Attributes:
+        parent: the visible entry that this one counts on; None for a root, and once it has closed.
+        parent_id: the hop that caused it, in this process or another; empty on a root.
+        remote: whether a message brought it: `parent_id` is then not among those that count it as a child.
+        done: when its own work was over.
+        live: invisible entries below it that have not closed; made when the first one comes.
+        held: how many items that it put into queues have not been worked off, and have no entry of their own.
+        quiet: true where another entry tells the same story, so this one counts but is not revealed by its age.
+        runner: weak reference to the asyncio task that does the work, where there is one.
+        origin: code object and instruction offset of the line that made it.
+        instance_of: weak reference to what the entry is about (a queue); never a strong one.
+        span: the observer's own.
     """
 
     __slots__ = (
@@ -68,6 +105,7 @@ class Entry:
         "closed",
         "done",
         "dropped",
+        "held",
         "id",
         "instance_of",
         "kind",
@@ -89,42 +127,44 @@ class Entry:
         "visible",
     )
 
+    attributes: dict[str, Any] | None
+    cascade: str
+    children: int
+    closed: bool
+    done: int | None
+    dropped: int
+    held: int
+    id: str
+    instance_of: Any
+    kind: Kind
+    late: bool
+    late_children: int
+    live: set[Entry] | None
+    origin: tuple[Any, int] | None
+    outcome: Outcome | None
+    parent: Entry | None
+    parent_id: str
+    quiet: bool
+    reason: str | None
+    remote: bool
+    runner: Any
+    span: Any
+
     def __init__(self, ledger: Ledger, kind: Kind, name: str, parent: Entry | None, started: int) -> None:
         self.ledger = ledger
         self.kind = kind
         self.name = name
         self.parent = parent
-        """The visible entry that this one counts on; None for a root, and once it has closed."""
-        self.parent_id = ""
-        """The hop that caused it, in this process or another; empty on a root."""
         self.started = started
-        self.done: int | None = None
-        """When its own work was over."""
-        self.closed = False
+        self.done = None
         self.visible = False
-        self.live: set[Entry] | None = None
-        """Invisible entries below it that have not closed; made when the first one comes."""
-        self.children = 0
-        self.late_children = 0
-        self.late = False
-        self.remote = False
-        """Whether a message brought it: `parent_id` is then not among those that count it as a child."""
-        self.dropped = 0
-        self.outcome: Outcome | None = None
-        self.reason: str | None = None
-        self.quiet = False
-        """True where another entry tells the same story, so this one counts but is not revealed by its age."""
-        self.runner: Any = None
-        """Weak reference to the asyncio task that does the work, where there is one."""
-        self.origin: tuple[Any, int] | None = None
-        """Code object and instruction offset of the line that made it."""
-        self.instance_of: Any = None
-        """Weak reference to what the entry is about (a lock, a queue); never a strong one."""
-        self.attributes: dict[str, Any] | None = None
-        self.id = ""
-        self.cascade = ""
-        self.span: Any = None
-        """The observer's own."""
+
+    def __getattr__(self, name: str) -> Any:
+        # Not set here: another thread may be setting it just now.
+        try:
+            return _DEFAULTS[name]
+        except KeyError:
+            raise AttributeError(name) from None
 
     def set(self, key: str, value: Any) -> None:
         """Set an attribute of the hop's record."""
@@ -144,7 +184,8 @@ class Entry:
         if self.done is not None:
             return
         self.outcome = outcome
-        self.reason = reason
+        if reason is not None:
+            self.reason = reason
         self.done = time.time_ns() if at is None else at
         if self.visible:
             self.ledger.settle(self)
@@ -181,9 +222,9 @@ class Ledger:
         self.clock = clock
         self.dropped = 0
         self.hops: dict[int, Entry] = {}
-        """The open visible entries, oldest first."""
-        self.invisible: dict[int, Entry] = {}
-        """The open invisible entries, oldest first."""
+        """The open visible entries, oldest first. Every invisible one is in the `live` of one of them."""
+        self.size = 0
+        """How many entries are open, for the bound; exact only while one thread works."""
         self.durations: deque[tuple[Kind, int]] = deque(maxlen=CLOSED_REMEMBERED)
         """Kind and duration in nanoseconds of invisible entries that closed lately, for a histogram."""
         self._lock = threading.RLock()
@@ -211,8 +252,7 @@ class Ledger:
         Returns:
             The entry, or None where the ledger is full (which has then been counted).
         """
-        if len(self.hops) + len(self.invisible) >= self.capacity:
-            self._drop(parent)
+        if self.full(parent):
             return None
         entry = Entry(self, kind, name, parent, self.clock() if started is None else started)
         if prepare is not None:
@@ -225,7 +265,7 @@ class Ledger:
 
     def count(self, entry: Entry, parent: Entry) -> None:
         """Count an invisible `entry` on `parent`: the short path, for what is opened a thousand times a second."""
-        self.invisible[id(entry)] = entry
+        self.size += 1
         live = parent.live
         if live is None:
             live = self._first_live(parent)
@@ -235,7 +275,7 @@ class Ledger:
 
     def full(self, parent: Entry | None) -> bool:
         """Whether there is no room for one more entry; if so, this counts it as dropped under `parent`."""
-        if len(self.hops) + len(self.invisible) < self.capacity:
+        if self.size < self.capacity:
             return False
         self._drop(parent)
         return True
@@ -245,8 +285,8 @@ class Ledger:
         with self._lock:
             if entry.visible or (entry.done is not None and entry.outcome not in ("failed", "abandoned")):
                 return
+            self.size -= 1
             self.appear(entry)
-            self.invisible.pop(id(entry), None)
             parent = entry.parent
             if parent is not None and parent.live is not None:
                 parent.live.discard(entry)
@@ -276,6 +316,10 @@ class Ledger:
         parent = entry.parent
         with self._lock:
             late = False
+            # What other threads may change from now on has to be there.
+            entry.live = None
+            entry.held = entry.children = entry.late_children = entry.dropped = 0
+            entry.closed = False
             if parent is not None:
                 # A parent whose record is out cannot be declared on again: the child is late, and a correction follows.
                 if parent.closed:
@@ -284,6 +328,7 @@ class Ledger:
                 else:
                     parent.children += 1
             entry.visible = True
+            self.size += 1
             self.hops[id(entry)] = entry
         self.observer.opened(entry)
         if late and parent is not None:
@@ -312,10 +357,10 @@ class Ledger:
         if entry.outcome == "failed" or entry.outcome == "abandoned":
             self.reveal(entry)
             return
-        self.invisible.pop(id(entry), None)
         if entry.visible:  # revealed by another thread in between
             self.settle(entry)
             return
+        self.size -= 1
         self.durations.append((entry.kind, (entry.done or 0) - entry.started))
         parent = entry.parent
         if parent is not None and parent.live is not None:
@@ -323,18 +368,37 @@ class Ledger:
             if parent.done is not None and not parent.live:
                 self.settle(parent)
 
+    def hold(self, hop: Entry) -> bool:
+        """Count one item that was put into a queue for `hop`, without an entry of its own.
+
+        Returns:
+            False where `hop` has closed: the item then needs an entry, which is late.
+        """
+        hop.held += 1
+        if hop.closed:
+            hop.held -= 1
+            return False
+        return True
+
+    def unhold(self, hop: Entry) -> None:
+        """Say that one item that `hold` counted has been worked off, or got an entry of its own."""
+        hop.held -= 1
+        if hop.done is not None and not hop.held:
+            self.settle(hop)
+
     def settle(self, entry: Entry) -> None:
         """Close a visible entry if its work is over and nothing invisible below it lives."""
-        if entry.done is None or entry.closed or entry.live or not entry.visible:
+        if entry.done is None or entry.closed or entry.live or entry.held or not entry.visible:
             return
         with self._lock:
-            if entry.closed or entry.live:
+            if entry.closed or entry.live or entry.held:
                 return
             entry.closed = True
-            if entry.live:  # opened in between, by a thread that may have looked before we said so
+            if entry.live or entry.held:  # opened in between, by a thread that may have looked before we said so
                 entry.closed = False
                 return
             self.hops.pop(id(entry), None)
+            self.size -= 1
         self.observer.closed(entry)
         # A chain of hops, each made by the one before, must not keep all of them in memory.
         entry.parent = None
@@ -345,12 +409,17 @@ class Ledger:
         """The visible entries that are open, oldest first."""
         return list(self.hops.values())
 
-    def overdue(self, before: int) -> Iterator[Entry]:
+    def overdue(self, before: int) -> list[Entry]:
         """The invisible entries that began before `before` (Unix nanoseconds), oldest first."""
-        for entry in list(self.invisible.values()):
-            if entry.started >= before:
-                return
-            yield entry
+        return sorted((entry for entry in self.invisible() if entry.started < before), key=lambda entry: entry.started)
+
+    def invisible(self) -> list[Entry]:
+        """The open entries that cannot be seen outside."""
+        out: list[Entry] = []
+        for hop in self.open_hops():
+            if hop.live:
+                out.extend(self.below(hop, self.capacity))
+        return out
 
     def below(self, hop: Entry, limit: int) -> list[Entry]:
         """At most `limit` of the invisible entries that live below `hop`."""
@@ -365,4 +434,4 @@ class Ledger:
         return []
 
     def __len__(self) -> int:
-        return len(self.hops) + len(self.invisible)
+        return self.size

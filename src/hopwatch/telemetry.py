@@ -326,7 +326,7 @@ class Telemetry:
     def _reveal(self, process: Process, now: int) -> None:
         threshold = int(process.settings.reveal_after * SECOND)
         ledger = process.ledger
-        overdue = list(ledger.overdue(now - threshold))
+        overdue = ledger.overdue(now - threshold)
         if not overdue:
             return
         runners = {id(task) for hop in ledger.open_hops() if hop.runner is not None and (task := hop.runner()) is not None}

@@ -43,9 +43,9 @@ KNOWN: Final = (
 
 _declared: set[CodeType] = set()
 _patterns: tuple[str, ...] = KNOWN
-_judged: dict[Any, bool] = {}
+_judged: dict[Any, tuple[Any, bool]] = {}
 MAX_JUDGED: Final = 8192
-"""Code objects whose answer is remembered; programs that make code as they go must not fill the memory."""
+"""Functions whose answer is remembered; programs that make code as they go must not fill the memory."""
 
 
 def configure(patterns: tuple[str, ...]) -> None:
@@ -58,19 +58,28 @@ def configure(patterns: tuple[str, ...]) -> None:
 def declare(code: CodeType) -> None:
     """Mark the function of this code object as a service loop."""
     _declared.add(code)
-    _judged.pop(code, None)
+    _judged.clear()
 
 
-def is_service(code: Any, module: Any, qualname: str) -> bool:
-    """Whether a coroutine or thread function with this code is a service loop; remembered by the code object."""
-    known = _judged.get(code)
-    if known is None:
-        name = f"{module}:{qualname}"
-        known = code in _declared or any(fnmatchcase(name, pattern) for pattern in _patterns)
-        if len(_judged) < MAX_JUDGED:
-            _judged[code] = known
-    return known
+def is_service(code: Any, module: Any, qualname: str, *, shared: bool = False) -> bool:
+    """Whether a coroutine or thread function with this code is a service loop.
+
+    Args:
+        code: its code object. The answer is remembered by its identity, for the hash of a code object is worked out
+            anew each time, from all of it.
+        module: the name of its module.
+        qualname: its qualified name.
+        shared: many functions have this code (they stand behind one wrapper), so that the answer is not remembered.
+    """
+    known = _judged.get(id(code))
+    if known is not None and not shared:
+        return known[1]
+    name = f"{module}:{qualname}"
+    answer = code in _declared or any(fnmatchcase(name, pattern) for pattern in _patterns)
+    if not shared and len(_judged) < MAX_JUDGED:
+        _judged[id(code)] = (code, answer)  # the code is kept: its id belongs to nothing else then
+    return answer
 
 
 judged = _judged.get
-"""The remembered answer for a code object, or None: the short path."""
+"""The remembered answer by the id of a code object, as `(code, answer)`, or None: the short path."""

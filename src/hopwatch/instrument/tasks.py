@@ -23,6 +23,7 @@ from hopwatch.process import current, failed
 
 if TYPE_CHECKING:
     from hopwatch.instrument import Patches
+    from hopwatch.ledger import Ledger
 
 _ASYNCIO: Final = os.path.dirname(asyncio.__file__) + os.sep  # noqa: PTH120 - compared with co_filename, a str
 _FRAMES_TO_SKIP: Final = 6
@@ -36,7 +37,10 @@ _WRAPPERS: Final = {
 }
 """Modules whose coroutines stand for another one, and the local variable that holds it."""
 _TRANSPARENT: Final = tuple(os.sep + os.path.join(*parts) + os.sep for parts in (("opentelemetry", "instrumentation"), ("wrapt",)))  # noqa: PTH118
-_asyncio_code: dict[Any, bool] = {}
+MAX_CODE: Final = 8192
+_inside: dict[int, Any] = {}
+_outside: dict[int, Any] = {}
+"""Code objects by their id, which is theirs as long as they are kept here: asyncio's, and everybody else's."""
 _get = current.get
 _getframe = sys._getframe  # noqa: SLF001 - the documented way to a caller that costs 60 ns, where inspect costs 30 us
 destroyed: deque[tuple[TaskEntry, dict[str, Any]]] = deque(maxlen=4096)
@@ -47,6 +51,16 @@ class TaskEntry(Entry):
     """The entry of an asyncio task; it is the task's done callback itself, which saves one object a task."""
 
     __slots__ = ()
+    kind = "task"
+
+    def __init__(self, ledger: Ledger, name: str, parent: Entry) -> None:
+        # Entry.__init__, without the call: this is done for every task of a cascade.
+        self.ledger = ledger
+        self.name = name
+        self.parent = parent
+        self.started = time_ns()
+        self.done = None
+        self.visible = False
 
     def __call__(self, task: Any) -> None:
         """Close the entry: the task is done."""
@@ -57,7 +71,22 @@ class TaskEntry(Entry):
             # Not task.exception(): that would take away asyncio's "Task exception was never retrieved".
             error = task._exception  # noqa: SLF001
             if error is None:
-                self.finish()
+                if self.visible or self.done is not None:
+                    self.finish()
+                    return
+                # Entry.finish and Ledger.release, without the calls.
+                self.outcome = "finished"
+                self.done = now = time_ns()
+                ledger = self.ledger
+                if self.visible:
+                    ledger.settle(self)
+                    return
+                ledger.size -= 1
+                ledger.durations.append(("task", now - self.started))
+                hop: Any = self.parent
+                hop.live.discard(self)
+                if hop.done is not None and not hop.live:
+                    ledger.settle(hop)
             else:
                 self.finish("failed", type(error).__name__)
         except Exception:  # noqa: BLE001
@@ -92,15 +121,46 @@ def _creating(original: Any) -> Any:
         hop = _get() if context is None else context.get(current)
         if hop is None:
             return original(self, coro, **kwargs)
-        name = None
-        service = judged(getattr(coro, "cr_code", None))
-        if service is None:
+        try:
+            known = judged(id(coro.cr_code))
+        except AttributeError:  # no coroutine of Python's own: Cython's, or an async generator's aclose()
+            known = None
+        if known is None:
             service, name = _judge(coro)
+        else:
+            service = known[1]
+            name = coro.__qualname__
         if service:
             return _create_detached(original, self, coro, kwargs)
         task = original(self, coro, **kwargs)
         try:
-            _track(task, name or coro.__qualname__, hop)
+            ledger = hop.ledger
+            if ledger.size >= ledger.capacity:
+                ledger.full(hop)
+                return task
+            entry = TaskEntry(ledger, name, hop)
+            entry.runner = ref(task)
+            frame = _getframe(1)
+            code = frame.f_code
+            if id(code) not in _outside:
+                frame = _call_site(frame)
+                code = frame.f_code
+            entry.origin = (code, frame.f_lasti)
+            if ledger.everything:
+                set_location(entry)
+                ledger.appear(entry)
+            else:
+                ledger.size += 1
+                live = hop.live
+                if live is None:
+                    ledger.size -= 1
+                    ledger.count(entry, hop)
+                else:  # as Ledger.count does, without the call
+                    live.add(entry)
+                    if hop.closed:
+                        ledger.reveal(entry)
+            # An eager task (3.12) may be done already; the callback comes all the same.
+            task.add_done_callback(entry)
         except Exception:  # noqa: BLE001
             failed("create_task")
         return task
@@ -108,40 +168,24 @@ def _creating(original: Any) -> Any:
     return create_task
 
 
-def _track(task: Any, name: str, hop: Entry) -> None:
-    ledger = hop.ledger
-    if len(ledger.hops) + len(ledger.invisible) >= ledger.capacity:
-        ledger.full(hop)
-        return
-    entry = TaskEntry(ledger, "task", name, hop, time_ns())
-    entry.runner = ref(task)
-    entry.origin = _call_site()
-    if ledger.everything:
-        set_location(entry)
-        ledger.appear(entry)
-    else:
-        ledger.count(entry, hop)
-    # An eager task (3.12) may be done already; the callback comes all the same.
-    task.add_done_callback(entry)
-
-
-def _call_site() -> tuple[Any, int]:
-    """Code object and instruction offset of the first frame outside asyncio; its line is worked out when it is asked for."""
-    frame = _getframe(3)  # past _track and create_task
-    code = frame.f_code
-    if _asyncio_code.get(code) is False:
-        return code, frame.f_lasti
+def _call_site(frame: Any) -> Any:
+    """The first frame outside asyncio, and outside what wraps it."""
     for _ in range(_FRAMES_TO_SKIP):
         code = frame.f_code
-        inside = _asyncio_code.get(code)
-        if inside is None:
-            inside = code.co_filename.startswith(_ASYNCIO) or any(part in code.co_filename for part in _TRANSPARENT)
-            if len(_asyncio_code) < 8192:
-                _asyncio_code[code] = inside
-        if not inside or frame.f_back is None:
+        if id(code) in _outside:
+            break
+        if id(code) not in _inside:
+            name = code.co_filename
+            inside = name.startswith(_ASYNCIO) or any(part in name for part in _TRANSPARENT)
+            known = _inside if inside else _outside
+            if len(known) < MAX_CODE:
+                known[id(code)] = code
+            if not inside:
+                break
+        if frame.f_back is None:
             break
         frame = frame.f_back
-    return frame.f_code, frame.f_lasti
+    return frame
 
 
 def _judge(coro: Any) -> tuple[bool, str]:
@@ -161,8 +205,8 @@ def _judge(coro: Any) -> tuple[bool, str]:
             if not hasattr(inner, "cr_frame"):  # a function
                 name = inner.__qualname__
                 code = getattr(getattr(inner, "__func__", inner), "__code__", None)
-                # Behind a wrapper many functions have one code object: the name tells them apart.
-                return is_service((code, name), inner.__module__, name), name
+                # Behind a wrapper many functions may have one code object: the name tells them apart.
+                return is_service(code, inner.__module__, name, shared=True), name
             coro = inner
     except Exception:  # noqa: BLE001
         failed("service")
@@ -233,7 +277,7 @@ def look(_: int) -> None:
         entry, waiting = destroyed.popleft()
         _bury(entry, waiting)
     ledger = hopwatch_process.here().ledger
-    for entry in [*ledger.invisible.values(), *ledger.open_hops()]:
+    for entry in [*ledger.invisible(), *ledger.open_hops()]:
         # A child of gather() is collected without a word (asyncio switches the report off for it).
         if isinstance(entry, TaskEntry) and entry.done is None and entry.runner() is None and not destroyed:
             _bury(entry, None)
