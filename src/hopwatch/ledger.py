@@ -33,8 +33,8 @@ VISIBLE_KINDS = frozenset({"request", "execution", "send", "push", "webhook"})
 CAPACITY = 100_000
 """How many entries a ledger holds at once by default; what does not fit is counted, never forgotten."""
 
-CLOSED_REMEMBERED = 512
-"""How many durations of closed invisible entries wait for the observer's next look."""
+DURATIONS_A_TICK = 256
+"""How many durations of closed invisible entries wait for the observer's next look; what comes after is not measured."""
 
 
 class Observer(Protocol):
@@ -88,7 +88,7 @@ class Entry:
         parent_id: the hop that caused it, in this process or another; empty on a root.
         remote: whether a message brought it: `parent_id` is then not among those that count it as a child.
         done: when its own work was over.
-        live: invisible entries below it that have not closed; made when the first one comes.
+        live: invisible entries below it that have not closed; of a visible entry only.
         held: how many items that it put into queues have not been worked off, and have no entry of their own.
         quiet: true where another entry tells the same story, so this one counts but is not revealed by its age.
         runner: weak reference to the asyncio task that does the work, where there is one.
@@ -139,7 +139,7 @@ class Entry:
     kind: Kind
     late: bool
     late_children: int
-    live: set[Entry] | None
+    live: set[Entry | Note] | None
     origin: tuple[Any, int] | None
     outcome: Outcome | None
     parent: Entry | None
@@ -197,6 +197,46 @@ class Entry:
         return f"<Entry {self.kind} {self.name!r} {self.id or 'invisible'} {state}>"
 
 
+class Note:
+    """An invisible entry with nothing but what counting needs: what a task costs that behaves.
+
+    Once it has to be seen, `Ledger.reveal` makes an `Entry` of it. It reads like an entry that is open.
+    """
+
+    __slots__ = ("code", "entry", "offset", "parent", "runner", "started", "what")
+
+    kind: Kind = "task"
+    quiet = False
+    instance_of = None
+
+    parent: Entry
+    started: int
+    runner: Any
+    what: Any
+    """Code object of what runs, or its name."""
+    code: Any
+    """Code object and instruction offset of the line that made it."""
+    offset: int
+    entry: Entry | None
+    """What became of it, once it has been revealed."""
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        what = self.what
+        return what if isinstance(what, str) else getattr(what, "co_qualname", what.co_name)
+
+    @property
+    def visible(self) -> bool:
+        """Whether it has become an entry that is visible."""
+        return self.entry is not None
+
+    @property
+    def done(self) -> int | None:
+        """When its work was over; None where it has not become an entry, for a note that is over is forgotten."""
+        return self.entry.done if self.entry is not None else None
+
+
 class Ledger:
     """The tree of entries of one process.
 
@@ -225,8 +265,8 @@ class Ledger:
         """The open visible entries, oldest first. Every invisible one is in the `live` of one of them."""
         self.size = 0
         """How many entries are open, for the bound; exact only while one thread works."""
-        self.durations: deque[tuple[Kind, int]] = deque(maxlen=CLOSED_REMEMBERED)
-        """Kind and duration in nanoseconds of invisible entries that closed lately, for a histogram."""
+        self.durations: deque[int | tuple[Kind, int]] = deque(maxlen=2 * DURATIONS_A_TICK)
+        """Nanoseconds that tasks took which ended lately, and with their kind those of other invisible entries."""
         self._lock = threading.RLock()
 
     # Opening -----------------------------------------------------------------------------------------------
@@ -266,12 +306,10 @@ class Ledger:
     def count(self, entry: Entry, parent: Entry) -> None:
         """Count an invisible `entry` on `parent`: the short path, for what is opened a thousand times a second."""
         self.size += 1
-        live = parent.live
-        if live is None:
-            live = self._first_live(parent)
+        live: Any = parent.live
         live.add(entry)
         if parent.closed:
-            self.reveal(entry)
+            self._reveal(entry)
 
     def full(self, parent: Entry | None) -> bool:
         """Whether there is no room for one more entry; if so, this counts it as dropped under `parent`."""
@@ -280,8 +318,32 @@ class Ledger:
         self._drop(parent)
         return True
 
-    def reveal(self, entry: Entry) -> None:
-        """Make an invisible entry visible, with its true start: it outlasted a threshold, or its parent, or failed."""
+    def reveal(self, noted: Entry | Note) -> Entry:
+        """Make an invisible entry visible, with its true start: it outlasted a threshold, or its parent, or failed.
+
+        Returns:
+            The entry; that of a note is made here.
+        """
+        entry = self.promote(noted) if isinstance(noted, Note) else noted
+        self._reveal(entry)
+        return entry
+
+    def promote(self, note: Note) -> Entry:
+        """Make an entry of a note, in its place; only once."""
+        with self._lock:
+            entry = note.entry
+            if entry is None:
+                parent = note.parent
+                entry = Entry(self, note.kind, note.name, parent, note.started)
+                entry.runner = note.runner
+                entry.origin = (note.code, note.offset)
+                live: Any = parent.live
+                live.add(entry)
+                note.entry = entry
+                live.discard(note)
+        return entry
+
+    def _reveal(self, entry: Entry) -> None:
         with self._lock:
             if entry.visible or (entry.done is not None and entry.outcome not in ("failed", "abandoned")):
                 return
@@ -295,13 +357,13 @@ class Ledger:
         if entry.done is not None:
             self.settle(entry)
 
-    def move(self, entry: Entry, hop: Entry) -> None:
+    def move(self, entry: Entry | Note, hop: Entry) -> None:
         """Count an invisible entry on another hop of the same cascade: the one whose work it turned out to be."""
         with self._lock:
             before = entry.parent
             if entry.visible or entry.done is not None or before is hop or before is None or hop.closed:
                 return
-            live = self._first_live(hop)
+            live: Any = hop.live
             live.add(entry)
             entry.parent = hop
             if before.live is not None:
@@ -317,7 +379,7 @@ class Ledger:
         with self._lock:
             late = False
             # What other threads may change from now on has to be there.
-            entry.live = None
+            entry.live = set()
             entry.held = entry.children = entry.late_children = entry.dropped = 0
             entry.closed = False
             if parent is not None:
@@ -334,12 +396,6 @@ class Ledger:
         if late and parent is not None:
             self.observer.late(parent)
 
-    def _first_live(self, parent: Entry) -> set[Entry]:
-        with self._lock:
-            if parent.live is None:
-                parent.live = set()
-            return parent.live
-
     def _drop(self, parent: Entry | None) -> None:
         with self._lock:
             self.dropped += 1
@@ -355,13 +411,14 @@ class Ledger:
     def release(self, entry: Entry) -> None:
         """Close an invisible entry whose work is over. One that failed or was lost is revealed instead."""
         if entry.outcome == "failed" or entry.outcome == "abandoned":
-            self.reveal(entry)
+            self._reveal(entry)
             return
         if entry.visible:  # revealed by another thread in between
             self.settle(entry)
             return
         self.size -= 1
-        self.durations.append((entry.kind, (entry.done or 0) - entry.started))
+        if len(self.durations) < DURATIONS_A_TICK:
+            self.durations.append((entry.kind, (entry.done or 0) - entry.started))
         parent = entry.parent
         if parent is not None and parent.live is not None:
             parent.live.discard(entry)
@@ -409,19 +466,19 @@ class Ledger:
         """The visible entries that are open, oldest first."""
         return list(self.hops.values())
 
-    def overdue(self, before: int) -> list[Entry]:
+    def overdue(self, before: int) -> list[Entry | Note]:
         """The invisible entries that began before `before` (Unix nanoseconds), oldest first."""
         return sorted((entry for entry in self.invisible() if entry.started < before), key=lambda entry: entry.started)
 
-    def invisible(self) -> list[Entry]:
+    def invisible(self) -> list[Entry | Note]:
         """The open entries that cannot be seen outside."""
-        out: list[Entry] = []
+        out: list[Entry | Note] = []
         for hop in self.open_hops():
             if hop.live:
                 out.extend(self.below(hop, self.capacity))
         return out
 
-    def below(self, hop: Entry, limit: int) -> list[Entry]:
+    def below(self, hop: Entry, limit: int) -> list[Entry | Note]:
         """At most `limit` of the invisible entries that live below `hop`."""
         live = hop.live
         if not live:

@@ -29,6 +29,7 @@ from opentelemetry.trace import (
 
 from hopwatch import attributes as names
 from hopwatch import records, waits
+from hopwatch.ledger import DURATIONS_A_TICK
 from hopwatch.process import current, failed, failures
 
 if TYPE_CHECKING:
@@ -52,8 +53,6 @@ SAMPLING_BUDGET: Final = 2_000_000
 """Nanoseconds a tick for looking at what hops wait on."""
 LOOK_BELOW: Final = 16
 """How many invisible entries of a hop are looked at; one with more is taken to move."""
-MAX_MEASUREMENTS: Final = 256
-"""Durations recorded a tick, so that a busy process pays a bounded price."""
 
 KINDS: Final[dict[str, SpanKind]] = {
     "request": SpanKind.SERVER,
@@ -130,6 +129,9 @@ class Telemetry:
         self._started = False
         self._starting = threading.Lock()
         self._meters = _Meters(self)
+        self.lock_hold = self._meters.lock_hold
+        self.queue_wait = self._meters.queue_wait
+        self.queue_depth = self._meters.queue_depth
 
     # The ledger's observer -----------------------------------------------------------------------------------
 
@@ -339,7 +341,11 @@ class Telemetry:
                 if entry.quiet or (task is not None and id(task) in runners):
                     continue
                 runners.add(id(task))
-            ledger.reveal(entry)
+            revealed = ledger.reveal(entry)
+            if revealed.origin is not None:
+                from hopwatch.instrument.tasks import set_location  # noqa: PLC0415 - only where tasks are instrumented
+
+                set_location(revealed)
 
     def _look_at_all(self, hops: list[Entry], now: int) -> None:
         """Sample what the open hops wait on, round robin within the budget; a marker goes out where it changed."""
@@ -419,8 +425,13 @@ def what_it_waits_on(hop: Entry) -> tuple[dict[str, Any] | None, bool]:
         if entry.runner is not None and runner is not None and entry.runner() is runner:
             continue  # the hop's own task
         parts.append(of_entry(entry) or ({"kind": "unknown", "what": entry.name, "moves": True}, True))
+    held = hop.held
+    if held:
+        from hopwatch.instrument.queues import waiting_items  # noqa: PLC0415 - only where there are queues
+
+        parts.extend(waiting_items(hop))
     if found is None:
-        what = f"its own work is over; {len(below)}{' or more' if many else ''} of what it started goes on"
+        what = f"its own work is over; {len(below) + held}{' or more' if many else ''} of what it started goes on"
         told: dict[str, Any] = {"kind": "gather", "what": what}
         moves = many or not parts
     else:
@@ -447,15 +458,13 @@ def of_entry(entry: Entry) -> tuple[dict[str, Any], bool] | None:
 
 
 def holder_of(lock: object) -> Any:
-    """The task that holds a lock, as far as the instrumentation of locks has seen it take it."""
+    """Who holds a lock, as far as the instrumentation of locks has seen it taken: a task, or those of a semaphore."""
     held = getattr(lock, "_hopwatch_held", None)
-    if not held:
+    if held is None:
         return None
-    try:
-        reference = next(iter(held.values()))[0] if isinstance(held, dict) else held[0]
-    except (StopIteration, RuntimeError, IndexError):
-        return None
-    return reference() if reference is not None else None
+    if isinstance(held, dict):
+        return tuple(task for reference in list(held.values()) if (task := reference()) is not None) or None
+    return held()
 
 
 def _with_hop(state: TraceState, cascade: str, hop: str) -> TraceState:
@@ -583,11 +592,15 @@ class _Meters:
     def record(self, ledger: Any) -> None:
         """Put the durations of what ended lately into histograms."""
         durations = ledger.durations
-        for _ in range(MAX_MEASUREMENTS):
+        for _ in range(2 * DURATIONS_A_TICK):  # a busy process pays a bounded price
             try:
-                kind, duration = durations.popleft()
+                duration = durations.popleft()
             except IndexError:
                 return
+            if isinstance(duration, tuple):
+                kind, duration = duration
+            else:
+                kind = "task"
             histogram = self._durations.get(kind)
             if histogram is not None:
                 histogram.record(duration / 1e9)

@@ -342,9 +342,7 @@ def _take_over(entry: Entry, parent: Entry | None, task: Any, queue: Any) -> Non
     active = consumer() if consumer is not None else None
     if active is not None:
         requests = active._request_queue  # noqa: SLF001
-        for taken in queues.taken_from(getattr(requests, "wrapped", requests)):
-            if taken.parent is parent:
-                entry.ledger.move(taken, entry)
+        queues.moved_to(getattr(requests, "wrapped", requests), parent, entry)
 
 
 async def _execute(wrapped: Any, executor: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

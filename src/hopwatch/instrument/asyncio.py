@@ -32,7 +32,7 @@ class AsyncioInstrumentor(BaseInstrumentor):  # type: ignore[misc]
             service.configure(process.settings.service_loops)
             tasks.instrument(patches)
             queues.instrument(patches)
-            locks.instrument(patches)
+            locks.instrument(patches, timed=process.settings.detail == "all")
             jobs.instrument(patches)
             for name, hook in (
                 ("uvloop", self._uvloop),

@@ -1,19 +1,21 @@
 """Who waits for a lock, for how long, and who holds it? `asyncio`'s Lock, Semaphore, Condition, Event and Barrier.
 
-What is taken without waiting costs a note on the lock of who took it; only a wait is an entry.
+What is taken without waiting costs a note on the lock of who took it; only a wait is an entry. How long a lock is held
+is measured with detail `all` only: a second clock reading and a wrapped `release` would cost as much as the lock itself.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
-from asyncio import current_task
+import sys
 from collections import deque
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 from hopwatch import attributes as names
+from hopwatch import process as hopwatch_process
 from hopwatch.process import current, failed
 
 if TYPE_CHECKING:
@@ -21,6 +23,18 @@ if TYPE_CHECKING:
     from hopwatch.ledger import Entry
 
 _get = current.get
+
+
+def _running_task_before_312() -> Any:
+    """The running task. `asyncio.current_task` asks the kernel for the process id each time, until Python 3.12."""
+    running = asyncio.tasks._current_tasks  # type: ignore[attr-defined]  # noqa: SLF001
+    if len(running) == 1:
+        for task in running.values():
+            return task
+    return asyncio.current_task()
+
+
+current_task = asyncio.current_task if sys.version_info >= (3, 12) else _running_task_before_312
 holds: deque[int] = deque(maxlen=512)
 """How long locks were held lately, in nanoseconds, for a histogram."""
 
@@ -32,25 +46,46 @@ def _acquiring(original: Any) -> Any:
     def acquire(self: Any) -> Any:
         hop = _get()
         if hop is None:
+            if self._hopwatch_held is not None:
+                self._hopwatch_held = None
             return original(self)
         if self._locked or self._waiters:
             return _wait(original, self, hop, "Lock", hold=True)
-        self._hopwatch_held = (ref(current_task()), monotonic_ns())
+        # Who takes it without waiting is noted before the coroutine runs, which it does at once where it is awaited.
+        self._hopwatch_held = ref(current_task())
         return original(self)
 
     return acquire
 
 
-def _releasing(original: Any) -> Any:
+def _acquiring_timed(original: Any) -> Any:
+    """The same with the time, for `release` to say how long the lock was held: detail `all`."""
+
+    @functools.wraps(original)
+    def acquire(self: Any) -> Any:
+        hop = _get()
+        if hop is None:
+            self._hopwatch_since = 0
+            if self._hopwatch_held is not None:
+                self._hopwatch_held = None
+            return original(self)
+        if self._locked or self._waiters:
+            return _wait(original, self, hop, "Lock", hold=True)
+        self._hopwatch_held = ref(current_task())
+        self._hopwatch_since = monotonic_ns()
+        return original(self)
+
+    return acquire
+
+
+def _releasing_timed(original: Any) -> Any:
     @functools.wraps(original)
     def release(self: Any) -> Any:
-        held = self._hopwatch_held
-        if held is None:
-            return original(self)
+        since = self._hopwatch_since
         original(self)
-        self._hopwatch_held = None
-        holds.append(monotonic_ns() - held[1])
-        return None
+        if since:
+            self._hopwatch_since = 0
+            holds.append(monotonic_ns() - since)
 
     return release
 
@@ -75,7 +110,7 @@ def _hold_one(semaphore: Any) -> None:
         held = semaphore._hopwatch_held = {}  # noqa: SLF001
     task = current_task()
     if len(held) < 64:
-        held[id(task)] = (ref(task), monotonic_ns())
+        held[id(task)] = ref(task)
 
 
 def _releasing_semaphore(original: Any) -> Any:
@@ -84,12 +119,9 @@ def _releasing_semaphore(original: Any) -> Any:
         held = self._hopwatch_held
         if held:
             try:
-                taken = held.pop(id(current_task()), None)
                 # Released by another task than took it: the one that has held it longest is the best guess.
-                if taken is None and held:
-                    taken = held.pop(next(iter(held)))
-                if taken is not None:
-                    holds.append(monotonic_ns() - taken[1])
+                if held.pop(id(current_task()), None) is None and held:
+                    held.pop(next(iter(held)))
             except Exception:  # noqa: BLE001 - a semaphore may be released where no task runs
                 failed("semaphore.release")
         return original(self)
@@ -132,7 +164,8 @@ async def _wait(original: Any, lock: Any, hop: Entry, kind: str, *, hold: bool, 
             if many:
                 _hold_one(lock)
             else:
-                lock._hopwatch_held = (ref(current_task()), monotonic_ns())  # noqa: SLF001
+                lock._hopwatch_held = ref(current_task())  # noqa: SLF001
+                lock._hopwatch_since = monotonic_ns()  # noqa: SLF001
         except Exception:  # noqa: BLE001
             failed("lock.hold")
     return result
@@ -152,14 +185,24 @@ def _open(lock: Any, hop: Entry, kind: str) -> Entry | None:
         return None
 
 
-def instrument(patches: Patches) -> None:
-    """Replace the methods that wait and those that let go."""
+def look(_: int) -> None:
+    """Put how long locks were held into a histogram. Called by the ticker."""
+    histogram = hopwatch_process.here().telemetry.lock_hold
+    while holds:
+        histogram.record(holds.popleft() / 1e9)
+
+
+def instrument(patches: Patches, *, timed: bool) -> None:
+    """Replace the methods that wait, and with `timed` (detail `all`) the one that lets go of a lock."""
     probe = asyncio.Lock.__new__(asyncio.Lock)
     asyncio.Lock.__init__(probe)
     if hasattr(probe, "_locked") and hasattr(probe, "_waiters"):  # both since 3.4; the short path reads them
         patches.add(asyncio.Lock, "_hopwatch_held", None)
-        patches.replace(asyncio.Lock, "acquire", _acquiring)
-        patches.replace(asyncio.Lock, "release", _releasing)
+        patches.add(asyncio.Lock, "_hopwatch_since", 0)
+        patches.replace(asyncio.Lock, "acquire", _acquiring_timed if timed else _acquiring)
+        if timed:
+            patches.replace(asyncio.Lock, "release", _releasing_timed)
+            hopwatch_process.on_tick(look)
     patches.add(asyncio.Semaphore, "_hopwatch_held", None)
     patches.replace(asyncio.Semaphore, "acquire", _acquiring_semaphore)
     patches.replace(asyncio.Semaphore, "release", _releasing_semaphore)

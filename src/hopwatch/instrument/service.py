@@ -43,7 +43,7 @@ KNOWN: Final = (
 
 _declared: set[CodeType] = set()
 _patterns: tuple[str, ...] = KNOWN
-_judged: dict[Any, tuple[Any, bool]] = {}
+_judged: dict[int, tuple[CodeType, bool]] = {}
 MAX_JUDGED: Final = 8192
 """Functions whose answer is remembered; programs that make code as they go must not fill the memory."""
 
@@ -82,4 +82,4 @@ def is_service(code: Any, module: Any, qualname: str, *, shared: bool = False) -
 
 
 judged = _judged.get
-"""The remembered answer by the id of a code object, as `(code, answer)`, or None: the short path."""
+"""The remembered answer by the id of a code object, as `(code, is a service loop)`, or None: the short path."""

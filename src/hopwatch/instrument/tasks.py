@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json
 import os
 import sys
 from collections import deque
@@ -18,8 +19,9 @@ from hopwatch import attributes as names
 from hopwatch import process as hopwatch_process
 from hopwatch import waits
 from hopwatch.instrument.service import is_service, judged
-from hopwatch.ledger import Entry
+from hopwatch.ledger import DURATIONS_A_TICK, Entry, Note
 from hopwatch.process import current, failed
+from hopwatch.telemetry import HopSpan
 
 if TYPE_CHECKING:
     from hopwatch.instrument import Patches
@@ -37,60 +39,56 @@ _WRAPPERS: Final = {
 }
 """Modules whose coroutines stand for another one, and the local variable that holds it."""
 _TRANSPARENT: Final = tuple(os.sep + os.path.join(*parts) + os.sep for parts in (("opentelemetry", "instrumentation"), ("wrapt",)))  # noqa: PTH118
+_ASYNCIO_CREATE_TASK: Final = asyncio.tasks.create_task.__code__
 MAX_CODE: Final = 8192
 _inside: dict[int, Any] = {}
 _outside: dict[int, Any] = {}
 """Code objects by their id, which is theirs as long as they are kept here: asyncio's, and everybody else's."""
 _get = current.get
+_new = object.__new__
 _getframe = sys._getframe  # noqa: SLF001 - the documented way to a caller that costs 60 ns, where inspect costs 30 us
-destroyed: deque[tuple[TaskEntry, dict[str, Any]]] = deque(maxlen=4096)
+destroyed: deque[tuple[TaskNote, dict[str, Any]]] = deque(maxlen=4096)
 """Tasks that were collected while pending, as told by the loop's exception handler; the ticker takes them from here."""
 
 
-class TaskEntry(Entry):
-    """The entry of an asyncio task; it is the task's done callback itself, which saves one object a task."""
+class TaskNote(Note):
+    """The note of an asyncio task; it is the task's done callback itself, which saves one object a task."""
 
     __slots__ = ()
-    kind = "task"
-
-    def __init__(self, ledger: Ledger, name: str, parent: Entry) -> None:
-        # Entry.__init__, without the call: this is done for every task of a cascade.
-        self.ledger = ledger
-        self.name = name
-        self.parent = parent
-        self.started = time_ns()
-        self.done = None
-        self.visible = False
 
     def __call__(self, task: Any) -> None:
-        """Close the entry: the task is done."""
+        """Close it: the task is done."""
         try:
-            if task.cancelled():
-                self.finish("cancelled")
-                return
             # Not task.exception(): that would take away asyncio's "Task exception was never retrieved".
             error = task._exception  # noqa: SLF001
-            if error is None:
-                if self.visible or self.done is not None:
-                    self.finish()
-                    return
-                # Entry.finish and Ledger.release, without the calls.
-                self.outcome = "finished"
-                self.done = now = time_ns()
-                ledger = self.ledger
-                if self.visible:
-                    ledger.settle(self)
-                    return
-                ledger.size -= 1
-                ledger.durations.append(("task", now - self.started))
-                hop: Any = self.parent
-                hop.live.discard(self)
-                if hop.done is not None and not hop.live:
-                    ledger.settle(hop)
-            else:
-                self.finish("failed", type(error).__name__)
+            hop: Any = self.parent
+            ledger = hop.ledger
+            if self.entry is not None or error is not None:
+                self._end(ledger, task, error)
+                return
+            live = hop.live
+            live.discard(self)
+            if self.entry is not None:  # revealed by the ticker in between
+                self._end(ledger, task, error)
+                return
+            ledger.size -= 1
+            durations = ledger.durations
+            if len(durations) < DURATIONS_A_TICK:
+                durations.append(time_ns() - self.started)
+            if hop.done is not None and not live:
+                ledger.settle(hop)
         except Exception:  # noqa: BLE001
             failed("task.done")
+
+    def _end(self, ledger: Ledger, task: Any, error: BaseException | None) -> None:
+        entry = ledger.promote(self)
+        if task.cancelled():
+            entry.finish("cancelled")
+        elif error is None:
+            entry.finish()
+        else:
+            set_location(entry)
+            entry.finish("failed", type(error).__name__)
 
 
 def line_of(origin: tuple[Any, int]) -> int:
@@ -116,51 +114,52 @@ def _creating(original: Any) -> Any:
     """`create_task` of an event loop, with accounting."""
 
     @functools.wraps(original)
-    def create_task(self: Any, coro: Any, **kwargs: Any) -> Any:
-        context = kwargs.get("context") if kwargs else None
+    def create_task(self: Any, coro: Any, *, name: Any = None, context: Any = None, **others: Any) -> Any:
         hop = _get() if context is None else context.get(current)
+        # What was not given is not handed on: a task factory may take the coroutine alone.
+        if context is not None:
+            others["context"] = context
+        if name is not None:
+            others["name"] = name
         if hop is None:
-            return original(self, coro, **kwargs)
+            return original(self, coro, **others) if others else original(self, coro)
         try:
             known = judged(id(coro.cr_code))
         except AttributeError:  # no coroutine of Python's own: Cython's, or an async generator's aclose()
             known = None
+        what: Any
         if known is None:
-            service, name = _judge(coro)
+            service, what = _judge(coro)
         else:
-            service = known[1]
-            name = coro.__qualname__
+            what, service = known
         if service:
-            return _create_detached(original, self, coro, kwargs)
-        task = original(self, coro, **kwargs)
+            return _create_detached(original, self, coro, others)
+        task = original(self, coro, **others) if others else original(self, coro)
         try:
             ledger = hop.ledger
             if ledger.size >= ledger.capacity:
                 ledger.full(hop)
                 return task
-            entry = TaskEntry(ledger, name, hop)
-            entry.runner = ref(task)
             frame = _getframe(1)
-            code = frame.f_code
-            if id(code) not in _outside:
+            if frame.f_code is _ASYNCIO_CREATE_TASK:
+                frame = frame.f_back
+            if id(frame.f_code) not in _outside:
                 frame = _call_site(frame)
-                code = frame.f_code
-            entry.origin = (code, frame.f_lasti)
-            if ledger.everything:
-                set_location(entry)
-                ledger.appear(entry)
-            else:
-                ledger.size += 1
-                live = hop.live
-                if live is None:
-                    ledger.size -= 1
-                    ledger.count(entry, hop)
-                else:  # as Ledger.count does, without the call
-                    live.add(entry)
-                    if hop.closed:
-                        ledger.reveal(entry)
+            note = _new(TaskNote)
+            note.parent = hop
+            note.started = time_ns()
+            note.runner = ref(task)
+            note.what = what
+            note.code = frame.f_code
+            note.offset = frame.f_lasti
+            note.entry = None
+            # As Ledger.count does, without the call: this is done for every task of a cascade.
+            ledger.size += 1
+            hop.live.add(note)
+            if hop.closed or ledger.everything:
+                set_location(ledger.reveal(note))
             # An eager task (3.12) may be done already; the callback comes all the same.
-            task.add_done_callback(entry)
+            task.add_done_callback(note)
         except Exception:  # noqa: BLE001
             failed("create_task")
         return task
@@ -234,9 +233,9 @@ def _handling(original: Any) -> Any:
             if task is not None and str(context.get("message", "")).startswith("Task was destroyed"):
                 # This may be any thread, inside the garbage collector: look, append, and leave the rest to the ticker.
                 for callback in task._callbacks or ():  # noqa: SLF001
-                    entry = callback[0]
-                    if isinstance(entry, TaskEntry):
-                        destroyed.append((entry, waits.glance(task).as_dict()))
+                    note = callback[0]
+                    if isinstance(note, TaskNote):
+                        destroyed.append((note, waits.glance(task).as_dict()))
         except Exception:  # noqa: BLE001
             failed("destroyed")
         return original(self, context)
@@ -274,21 +273,27 @@ def _finalizing(original: Any) -> Any:
 def look(_: int) -> None:
     """Report the tasks that were collected while pending. Called by the ticker."""
     while destroyed:
-        entry, waiting = destroyed.popleft()
-        _bury(entry, waiting)
+        _bury(*destroyed.popleft())
     ledger = hopwatch_process.here().ledger
     for entry in [*ledger.invisible(), *ledger.open_hops()]:
         # A child of gather() is collected without a word (asyncio switches the report off for it).
-        if isinstance(entry, TaskEntry) and entry.done is None and entry.runner() is None and not destroyed:
+        if entry.kind == "task" and entry.runner is not None and entry.runner() is None and entry.done is None and not destroyed:
             _bury(entry, None)
 
 
-def _bury(entry: TaskEntry, waiting: dict[str, Any] | None) -> None:
+def _bury(noted: TaskNote | Entry, waiting: dict[str, Any] | None) -> None:
+    ledger = hopwatch_process.here().ledger
+    entry = ledger.promote(noted) if isinstance(noted, Note) else noted
     if entry.done is not None:
         return
+    hop = entry.span
+    if isinstance(hop, HopSpan) and hop.told is not None and not (waiting and waiting.get("file")):
+        waiting = hop.told  # in a cyclic collection the coroutine is often closed before asyncio tells of the task
     set_location(entry)
     what = "; it awaited " + _phrase(waiting) if waiting else ""
     reason = f"the task was destroyed while pending, for nothing kept a reference to it{what}"
+    if waiting:
+        entry.set(names.HOP_WAITS, json.dumps(waiting, ensure_ascii=False))
     entry.finish("abandoned", reason)
     hopwatch_process.here().telemetry.task_destroyed()
     report(entry, reason)
