@@ -53,8 +53,8 @@ class Taken:
         """The item's own entry, where it has one."""
         self.task = task
         """Weak reference to the consumer's task."""
-        self.adopted = False
-        """Whether the consumer works for the item's hop because of this item."""
+        self.adopted: Entry | None = None
+        """The hop that the consumer works for because of this item."""
         self.before: Entry | None = None
         self.around: Any = None
 
@@ -247,7 +247,7 @@ def _let_go(line: Line, taken: Entry | Taken | None, outcome: Outcome = "finishe
     if not isinstance(taken, Taken):
         taken.ledger.unhold(taken)
         return
-    if taken.adopted and _get() is taken.hop:
+    if taken.adopted is not None and _get() is taken.adopted:
         current.set(taken.before)
         if taken.around is not None:
             otel_context.attach(taken.around)
@@ -265,7 +265,7 @@ def _adopt(taken: Taken, task: Any) -> None:
         return
     if mine is not None and mine.runner is not None and mine.runner() is task and mine.done is None:
         return  # it is in the middle of a hop of its own
-    taken.adopted = True
+    taken.adopted = hop
     taken.before = mine
     current.set(hop)
     span = trace.get_current_span()

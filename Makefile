@@ -1,0 +1,60 @@
+# make demo [FAULT=hang]   three real agents, watched        make test    the tests
+# make bench               what it costs, as ratios          make lint    formatting, lint, strict types, docstrings
+# make matrix              the tests on every Python that is installed here
+
+PYTHON ?= python3
+VENV ?= .venv
+FAULT ?= none
+PYTEST ?=
+BIN = $(VENV)/bin
+
+.PHONY: demo test bench lint format matrix clean
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "hopwatch needs Python 3.10 or later; $(PYTHON) is $$($(PYTHON) --version). Name another one: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo]'
+	@touch $@
+
+$(VENV)/.test: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@ $(VENV)/.demo
+
+$(VENV)/.lint: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[lint]'
+	@touch $@ $(VENV)/.test $(VENV)/.demo
+
+demo: $(VENV)/.demo
+	$(BIN)/hopwatch demo --fault $(FAULT)
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest $(PYTEST)
+
+bench: $(VENV)/.test
+	$(BIN)/python benchmarks/asyncio_hooks.py
+	$(BIN)/python benchmarks/a2a_messages.py
+	$(BIN)/python benchmarks/cascades.py
+	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/collector.py
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/interrogate --quiet src
+
+format: $(VENV)/.lint
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+matrix:
+	@for version in 3.10 3.11 3.12 3.13 3.14; do \
+	  command -v python$$version >/dev/null || { echo "python$$version is not installed here: not tested"; continue; }; \
+	  python$$version -c '' 2>/dev/null || { echo "python$$version does not run here: not tested"; continue; }; \
+	  $(MAKE) --no-print-directory test PYTHON=python$$version VENV=.venv-$$version || exit 1; \
+	done
+
+clean:
+	rm -rf .venv .venv-*
