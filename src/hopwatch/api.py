@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 from weakref import ref
 
 from hopwatch import process as hopwatch_process
+from hopwatch.ledger import Entry
 from hopwatch.process import current as _current
 from hopwatch.process import failed
 
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from typing_extensions import Self
-
-    from hopwatch.ledger import Entry
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
@@ -137,11 +136,13 @@ def pending(cascade: str | None = None) -> list[Pending]:
     ledger = hopwatch_process.here().ledger
     out: list[Pending] = []
     for entry in sorted([*ledger.open_hops(), *ledger.invisible()], key=lambda each: each.started):
-        of = entry.cascade or (entry.parent.cascade if entry.parent is not None else "")
+        # What is not visible itself belongs to the cascade of the hop that it counts on.
+        hop = entry if isinstance(entry, Entry) and entry.visible else entry.parent
+        of = hop.cascade if hop is not None else ""
         if cascade is not None and of != cascade:
             continue
         try:
-            found = what_it_waits_on(entry) if entry.visible else of_entry(entry)
+            found = what_it_waits_on(entry) if hop is entry else of_entry(entry)
         except Exception:  # noqa: BLE001
             failed("pending")
             found = None
@@ -150,7 +151,7 @@ def pending(cascade: str | None = None) -> list[Pending]:
                 entry.kind,
                 entry.name,
                 of,
-                entry.id or None,
+                hop.id if hop is entry else None,
                 datetime.fromtimestamp(entry.started / 1e9, tz=timezone.utc),
                 entry.done is not None,
                 found[0] if found is not None else None,

@@ -54,6 +54,7 @@ class Observer(Protocol):
 
 
 _DEFAULTS: dict[str, Any] = {
+    "adopted": False,
     "attributes": None,
     "cascade": "",
     "children": 0,
@@ -89,6 +90,7 @@ class Entry:
         remote: whether a message brought it: `parent_id` is then not among those that count it as a child.
         done: when its own work was over.
         live: invisible entries below it that have not closed; of a visible entry only.
+        adopted: whether the consumer of a queue, which is no task of this hop, has ever worked for it.
         held: how many items that it put into queues have not been worked off, and have no entry of their own.
         quiet: true where another entry tells the same story, so this one counts but is not revealed by its age.
         runner: weak reference to the asyncio task that does the work, where there is one.
@@ -99,6 +101,7 @@ class Entry:
 
     __slots__ = (
         "__weakref__",
+        "adopted",
         "attributes",
         "cascade",
         "children",
@@ -127,6 +130,7 @@ class Entry:
         "visible",
     )
 
+    adopted: bool
     attributes: dict[str, Any] | None
     cascade: str
     children: int
@@ -329,19 +333,40 @@ class Ledger:
         return entry
 
     def promote(self, note: Note) -> Entry:
-        """Make an entry of a note, in its place; only once."""
+        """Make an entry of a note, in its place; only once.
+
+        Removing the note from its parent's `live` is one step, and whoever manages it decides: here it becomes an
+        entry, and in the task's callback it is over. Where that came first, this is an entry that is over too.
+        """
         with self._lock:
             entry = note.entry
-            if entry is None:
-                parent = note.parent
-                entry = Entry(self, note.kind, note.name, parent, note.started)
-                entry.runner = note.runner
-                entry.origin = (note.code, note.offset)
-                live: Any = parent.live
-                live.add(entry)
-                note.entry = entry
-                live.discard(note)
+            if entry is not None:
+                return entry
+            parent = note.parent
+            entry = Entry(self, note.kind, note.name, parent, note.started)
+            entry.runner = note.runner
+            entry.origin = (note.code, note.offset)
+            live: Any = parent.live
+            live.add(entry)  # first, so that the parent is never without either
+            try:
+                live.remove(note)
+            except KeyError:
+                entry.outcome = "finished"
+                entry.done = self.clock()
+                live.discard(entry)
+            note.entry = entry
+        if entry.done is not None:
+            self.settle(parent)
         return entry
+
+    def lose(self, hop: Entry, noted: Entry | Note | None = None) -> None:
+        """Give up on something below `hop` that could not be accounted for: counted as dropped, so never settled."""
+        live = hop.live
+        if noted is not None and live is not None and noted in live:
+            live.discard(noted)
+            self.size -= 1
+        self._drop(hop)
+        self.settle(hop)
 
     def _reveal(self, entry: Entry) -> None:
         with self._lock:
@@ -381,7 +406,7 @@ class Ledger:
             # What other threads may change from now on has to be there.
             entry.live = set()
             entry.held = entry.children = entry.late_children = entry.dropped = 0
-            entry.closed = False
+            entry.closed = entry.adopted = False
             if parent is not None:
                 # A parent whose record is out cannot be declared on again: the child is late, and a correction follows.
                 if parent.closed:

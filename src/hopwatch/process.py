@@ -26,6 +26,9 @@ logger.addHandler(logging.NullHandler())
 current: ContextVar[Entry | None] = ContextVar("hopwatch_hop", default=None)
 """The hop that the running code works for: always a visible entry, which may have closed already."""
 
+machinery: ContextVar[bool] = ContextVar("hopwatch_machinery", default=False)
+"""True in the SDK's own loops, which hand items on: the current hop follows the item there, spans are nobody's there."""
+
 failures: dict[str, int] = {}
 """How often each hook failed."""
 

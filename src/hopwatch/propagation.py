@@ -1,7 +1,7 @@
 """Who caused this message, and did the other side take it? What goes over the wire, in and out.
 
-Out: `traceparent`, and in `tracestate` an entry `hopwatch=<cascade>-<hop>`, which other instrumentations hand on as it
-is. Back: `traceresponse` with the receiver's hop, as the W3C draft "Trace Context Level 2" has it, and the same
+Out: `traceparent`, and in `tracestate` an entry `hopwatch=<cascade>-<hop>` (a push adds `-push`), which other
+instrumentations hand on as it is. Back: `traceresponse` with the receiver's hop, as the W3C draft "Trace Context Level 2" has it, and the same
 value under a name of our own, for other instrumentations answer with `traceresponse` as well.
 """
 
@@ -36,14 +36,15 @@ def outgoing(entry: Entry) -> dict[str, str]:
     }
 
 
-def hop_in_tracestate(header: str) -> tuple[str, str] | None:
-    """The cascade and hop that a `tracestate` header carries, or None."""
+def hop_in_tracestate(header: str) -> tuple[str, str, bool] | None:
+    """The cascade and hop that a `tracestate` header carries, and whether that hop is a push; None where it carries none."""
     for member in header.split(","):
         key, _, value = member.strip().partition("=")
         if key == names.TRACESTATE_KEY:
-            cascade, _, hop = value.partition("-")
+            cascade, _, rest = value.partition("-")
+            hop, _, kind = rest.partition("-")
             if len(cascade) == 32 and len(hop) == 16 and _HEX.issuperset(cascade) and _HEX.issuperset(hop) and int(hop, 16) and int(cascade, 16):
-                return cascade, hop
+                return cascade, hop, kind == "push"
     return None
 
 
@@ -53,7 +54,8 @@ def incoming(headers: Mapping[str, str]) -> Carrier | None:
     found = hop_in_tracestate(state) if state and names.TRACESTATE_KEY in state else None
     if found is None:
         return None
-    return Carrier(*found, _w3c.extract(headers, otel_context.Context()))
+    cascade, hop, push = found
+    return Carrier(cascade, hop, _w3c.extract(headers, otel_context.Context()), push=push)
 
 
 def plain_context(headers: Mapping[str, str]) -> Any:

@@ -149,7 +149,9 @@ def newer_state(known: str | None, known_at: int, state: str, at: int) -> bool:
 def end_attributes(entry: Entry, instance: str) -> dict[str, Value]:
     """The attributes of the span of a hop that has closed."""
     out = _common(entry, instance, names.RECORD_END)
-    out[names.HOP_OUTCOME] = entry.outcome or "finished"
+    # Each attribute costs the application some microseconds: what goes without saying is left out.
+    if entry.outcome != "finished":
+        out[names.HOP_OUTCOME] = entry.outcome or "finished"
     if entry.reason:
         out[names.HOP_REASON] = entry.reason
     return out
@@ -191,7 +193,8 @@ def _common(entry: Entry, instance: str, record: str) -> dict[str, Value]:
     out[names.RECORD] = record
     out[names.INSTANCE] = instance
     out[names.HOP_KIND] = entry.kind
-    out[names.HOP_CHILDREN] = entry.children
+    if entry.children:
+        out[names.HOP_CHILDREN] = entry.children
     if entry.parent_id:
         out[names.HOP_PARENT] = entry.parent_id
     if entry.late_children:
@@ -266,7 +269,8 @@ def read_hop(
     )
     if record == names.RECORD_END:
         hop.ended = end
-        hop.outcome = get(names.HOP_OUTCOME)
+        hop.waits = _waits(get(names.HOP_WAITS))
+        hop.outcome = get(names.HOP_OUTCOME, "finished")
         if hop.outcome not in names.OUTCOMES:
             raise RecordError(f"{names.HOP_OUTCOME} is {_shown(hop.outcome)}; it is one of {', '.join(names.OUTCOMES)}")
     elif record in (names.RECORD_OPEN, names.RECORD_LATE):

@@ -69,12 +69,14 @@ KINDS: Final[dict[str, SpanKind]] = {
 class Carrier:
     """What came in with a message: the hop that sent it, and the OpenTelemetry context around it."""
 
-    __slots__ = ("cascade", "context", "hop")
+    __slots__ = ("cascade", "context", "hop", "push")
 
-    def __init__(self, cascade: str, hop: str, context: Context | None) -> None:
+    def __init__(self, cascade: str, hop: str, context: Context | None, *, push: bool = False) -> None:
         self.cascade = cascade
         self.hop = hop
         self.context = context
+        self.push = push
+        """Whether a push brought it: then what takes it is a webhook."""
 
 
 class Seed:
@@ -91,10 +93,11 @@ class Seed:
 class HopSpan:
     """A hop's span, and what was last said of it."""
 
-    __slots__ = ("context", "markers", "moves", "recording", "sampled", "span", "told")
+    __slots__ = ("context", "markers", "moves", "name", "recording", "sampled", "span", "told")
 
-    def __init__(self, span: Span, context: SpanContext, *, recording: bool) -> None:
+    def __init__(self, span: Span, context: SpanContext, name: str, *, recording: bool) -> None:
         self.span = span
+        self.name = name
         self.context = context
         self.recording = recording
         self.markers = 0
@@ -158,7 +161,8 @@ class Telemetry:
             span.set_attributes(records.end_attributes(entry, self._instance))
             if entry.outcome == "failed" or entry.outcome == "abandoned":
                 span.set_status(Status(StatusCode.ERROR, entry.reason))
-            span.update_name(entry.name)
+            if hop.name != entry.name:
+                span.update_name(entry.name)
             span.end(end_time=max(entry.done or 0, entry.started))
             self._waiting += 1
         except Exception:  # noqa: BLE001
@@ -211,7 +215,7 @@ class Telemetry:
             context.span_id,
             is_remote=False,
             trace_flags=context.trace_flags,
-            trace_state=_with_hop(context.trace_state, entry.cascade, entry.id),
+            trace_state=_with_hop(context.trace_state, entry),
         )
         recording = span.is_recording()
         if recording and getattr(span, "_context", None) is not None:
@@ -221,7 +225,7 @@ class Telemetry:
             span._context = context  # type: ignore[attr-defined]  # noqa: SLF001
         else:
             span = NonRecordingSpan(context)
-        entry.span = HopSpan(span, context, recording=recording)
+        entry.span = HopSpan(span, context, entry.name, recording=recording)
 
     def _above(self, entry: Entry, seed: Seed | None) -> Context:
         """The OpenTelemetry context that is the parent of the hop's span: always one of the hop's own cascade."""
@@ -302,7 +306,8 @@ class Telemetry:
                 failed(f"tick.{getattr(look, '__name__', look)}")
         self._reveal(process, now)
         hops = ledger.open_hops()
-        if hops and now - self._beat_at >= HEARTBEAT:
+        # Hops are in the order of their start: short ones cost no heartbeat.
+        if hops and now - hops[0].started >= MARKERS_AT[0] and now - self._beat_at >= HEARTBEAT:
             self._look_at_all(hops, now)
             self._beat(process, hops, now)
         for hop in hops:
@@ -467,9 +472,11 @@ def holder_of(lock: object) -> Any:
     return held()
 
 
-def _with_hop(state: TraceState, cascade: str, hop: str) -> TraceState:
+def _with_hop(state: TraceState, entry: Entry) -> TraceState:
     """The tracestate with our entry in front, as the specification wants it of whoever changes its own."""
-    value = f"{cascade}-{hop}"
+    value = f"{entry.cascade}-{entry.id}" + ("-push" if entry.kind == "push" else "")
+    if not state:
+        return TraceState([(names.TRACESTATE_KEY, value)])
     items = [(key, each) for key, each in state.items() if key != names.TRACESTATE_KEY]
     return TraceState([(names.TRACESTATE_KEY, value), *items[:31]])
 

@@ -53,10 +53,13 @@ STREAMS: Final = frozenset({"send_message_streaming", "subscribe", "on_message_s
 ONLY_WITHIN: Final = frozenset({"GetTask"})
 """Asking for a task is a hop where a cascade asks; somebody who polls from outside starts no cascade each time."""
 
+_states: dict[int, str] = {}
+"""Names of A2A's task states by their numbers."""
 missing: list[str] = []
 """Seams that the installed release does not have."""
 
-_executions: OrderedDict[str, Any] = OrderedDict()
+_executions: OrderedDict[str, tuple[Any, Any]] = OrderedDict()
+"""Weak reference to the latest execution of a task, and the context of its span."""
 _completions: WeakKeyDictionary[Any, Entry] = WeakKeyDictionary()
 """By an execution's event queue: the entry that holds the execution open until its last event has been stored."""
 _consumed: WeakSet[Any] = WeakSet()
@@ -154,9 +157,12 @@ def _note_task(entry: Entry | None, answer: Any) -> None:
 
 
 def _state(state: Any) -> str:
-    from a2a.types.a2a_pb2 import TaskState  # noqa: PLC0415 - only where the SDK is loaded already
+    name = _states.get(state)
+    if name is None:
+        from a2a.types.a2a_pb2 import TaskState  # noqa: PLC0415 - only where the SDK is loaded already
 
-    return str(TaskState.Name(state))
+        name = _states[state] = str(TaskState.Name(state))
+    return name
 
 
 def _sending(method: str) -> Any:
@@ -289,11 +295,8 @@ def _open_execution(executor: Any, context: Any, queue: Any) -> Entry | None:
             attributes[names.CODE_LINE_NUMBER] = code.co_firstlineno
         links = []
         before = _executions.get(task_id) if task_id else None
-        if before is not None and isinstance(before.span, HopSpan):
-            links.append(Link(before.span.context))
-            state = (before.attributes or {}).get(names.A2A_TASK_STATE)
-            if state:
-                attributes[names.A2A_TASK_STATE] = state
+        if before is not None and before[1] is not None:
+            links.append(Link(before[1]))
         entry = begin(
             hopwatch_process.here(),
             "execution",
@@ -306,7 +309,7 @@ def _open_execution(executor: Any, context: Any, queue: Any) -> Entry | None:
         if entry is None:
             return None
         if task_id:
-            _executions[task_id] = entry
+            _executions[task_id] = (ref(entry), entry.span.context if isinstance(entry.span, HopSpan) else None)
             _executions.move_to_end(task_id)
             while len(_executions) > MAX_EXECUTIONS:
                 _executions.popitem(last=False)
@@ -361,7 +364,14 @@ async def _execute(wrapped: Any, executor: Any, args: tuple[Any, ...], kwargs: d
 
 
 def _executing(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return _execute(wrapped, instance, args, kwargs)
+    return _named(_execute(wrapped, instance, args, kwargs), wrapped)
+
+
+def _named(coroutine: Any, wrapped: Any) -> Any:
+    """Have a coroutine of ours go by the name of the one that it stands for, as a task shows it."""
+    coroutine.__name__ = wrapped.__name__
+    coroutine.__qualname__ = wrapped.__qualname__
+    return coroutine
 
 
 def _enqueue_event(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -398,6 +408,10 @@ async def _process_event(wrapped: Any, instance: Any, args: tuple[Any, ...], kwa
     return result
 
 
+def _running_consumer(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return _named(_run_consumer(wrapped, instance, args, kwargs), wrapped)
+
+
 async def _run_consumer(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     try:
         return await wrapped(*args, **kwargs)
@@ -412,7 +426,8 @@ async def _save_task(wrapped: Any, _instance: Any, args: tuple[Any, ...], kwargs
     result = await wrapped(*args, **kwargs)
     try:
         task = args[0] if args else kwargs.get("task")
-        entry = _executions.get(task.id)
+        latest = _executions.get(task.id)
+        entry = latest[0]() if latest is not None else None
         if entry is not None:
             entry.set(names.A2A_TASK_STATE, _state(task.status.state))
     except Exception:  # noqa: BLE001
@@ -567,5 +582,5 @@ class A2AInstrumentor(BaseInstrumentor):  # type: ignore[misc]
 
         if hasattr(module, "ActiveTask") and hasattr(module, "EventConsumer"):
             self._wrap(module.ActiveTask, "__init__", made)
-            self._wrap(module.ActiveTask, "_run_consumer", _run_consumer)
+            self._wrap(module.ActiveTask, "_run_consumer", _running_consumer)
             self._wrap(module.EventConsumer, "_process_event", _process_event)

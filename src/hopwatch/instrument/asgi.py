@@ -1,6 +1,6 @@
 """Which request of ours does this HTTP request belong to? Served by Starlette or FastAPI, and acknowledged.
 
-A request that carries a hop of ours becomes a hop: a webhook, until the A2A SDK says that it is one of its own
+A request that carries a hop of ours becomes a hop: a webhook, unless the A2A SDK says that it is one of its own
 requests. A request that carries none stays untouched, unless the SDK takes it: then it is a root.
 """
 
@@ -39,7 +39,7 @@ class Exchange:
             for name, value in scope["headers"]
             if name in (b"traceparent", b"tracestate")
         }
-        self.carrier: Carrier | None = propagation.incoming(self.headers) if b"tracestate" else None
+        self.carrier: Carrier | None = propagation.incoming(self.headers)
         self.path: str = scope.get("path", "")
         self.entry: Entry | None = None
         self.status = 0
@@ -80,7 +80,7 @@ class Exchange:
         entry = self.entry
         if entry is None:
             return
-        if self.status:
+        if self.status >= 300:
             entry.set(names.HTTP_STATUS_CODE, self.status)
         if isinstance(error, CancelledError):
             entry.finish("cancelled", "the server gave it up, or the caller went away")
@@ -146,7 +146,13 @@ async def _serve(original: Any, app: Any, scope: Any, receive: Any, send: Any, e
     try:
         if exchange.carrier is not None:
             try:
-                exchange.open("webhook", f"process {exchange.path}", _webhook_attributes(scope))
+                if exchange.carrier.push:
+                    exchange.open("webhook", f"process {exchange.path}", _webhook_attributes(scope))
+                else:
+                    # Unless the SDK says in a moment that it is one of its own requests.
+                    entry = exchange.open("request", f"{scope.get('method', '')} {exchange.path}", {})
+                    if entry is not None:
+                        entry.kind = "webhook"
             except Exception:  # noqa: BLE001
                 failed("asgi.open")
         await original(app, scope, receive, acknowledging)
@@ -169,8 +175,6 @@ def _webhook_attributes(scope: Any) -> dict[str, Any]:
         names.MESSAGING_OPERATION_NAME: "push",
         names.MESSAGING_OPERATION_TYPE: "process",
         names.MESSAGING_DESTINATION_NAME: scope.get("path", ""),
-        names.HTTP_REQUEST_METHOD: scope.get("method", ""),
-        names.URL_PATH: scope.get("path", ""),
     }
 
 

@@ -36,8 +36,6 @@ async def _send(wrapped: Any, entry: Entry, args: tuple[Any, ...], kwargs: dict[
         url = request.url
         entry.set(names.SERVER_ADDRESS, url.host)
         entry.set(names.SERVER_PORT, url.port or {"http": 80, "https": 443}.get(url.scheme, 0))
-        entry.set(names.URL_PATH, url.path)
-        entry.set(names.HTTP_REQUEST_METHOD, request.method)
     except Exception:  # noqa: BLE001
         failed("http.request")
     try:
@@ -50,8 +48,8 @@ async def _send(wrapped: Any, entry: Entry, args: tuple[Any, ...], kwargs: dict[
         raise
     try:
         propagation.acknowledged(entry, response.headers.get(names.ACKNOWLEDGEMENT_HEADER))
-        entry.set(names.HTTP_STATUS_CODE, response.status_code)
         if response.status_code >= 400:
+            entry.set(names.HTTP_STATUS_CODE, response.status_code)
             entry.reason = f"{entry.attributes[names.SERVER_ADDRESS]}:{entry.attributes[names.SERVER_PORT]} answered {response.status_code}"  # type: ignore[index]
             entry.set(names.ERROR_TYPE, str(response.status_code))
     except Exception:  # noqa: BLE001

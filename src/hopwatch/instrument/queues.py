@@ -26,7 +26,7 @@ from hopwatch import attributes as names
 from hopwatch import process as hopwatch_process
 from hopwatch import waits
 from hopwatch.ledger import Entry
-from hopwatch.process import current, failed
+from hopwatch.process import current, failed, machinery
 from hopwatch.telemetry import HopSpan, holder_of
 
 if TYPE_CHECKING:
@@ -268,6 +268,8 @@ def _adopt(taken: Taken, task: Any) -> None:
     taken.adopted = hop
     taken.before = mine
     current.set(hop)
+    if machinery.get():
+        return
     span = trace.get_current_span()
     own = span.is_recording() and not (mine is not None and isinstance(mine.span, HopSpan) and mine.span.span is span)
     if not own and isinstance(hop.span, HopSpan):

@@ -7,11 +7,10 @@ the SDK and of common libraries (the table), what `HOPWATCH_SERVICE_LOOPS` names
 
 from __future__ import annotations
 
+import sys
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, Final
-
-if TYPE_CHECKING:
-    from types import CodeType
+from types import CodeType
+from typing import Any, Final
 
 KNOWN: Final = (
     # a2a-sdk 1.3.0: parked between requests; what they do for a request is accounted for by its events.
@@ -25,6 +24,7 @@ KNOWN: Final = (
     "uvicorn.*:*.serve",
     "uvicorn.*:*.main_loop",
     "uvicorn.lifespan.*:*",
+    "sse_starlette.*:_shutdown_watcher",
     "hypercorn.*:*_lifespan*",
     "grpc.*:*poll*",
     "grpc.*:_actor*",
@@ -34,6 +34,7 @@ KNOWN: Final = (
     "asyncio.*:*.serve_forever",
     "concurrent.futures.thread:_worker",
     "concurrent.futures.process:*",
+    "multiprocessing.queues:Queue._feed",
     "opentelemetry.*:*",
     "sentry_sdk.*:*",
     "hopwatch.*:Telemetry._*",
@@ -41,9 +42,11 @@ KNOWN: Final = (
 )
 """Patterns of `module:qualname`, as `fnmatch` has them."""
 
-_declared: set[CodeType] = set()
+_declared: dict[int, CodeType] = {}
 _patterns: tuple[str, ...] = KNOWN
-_judged: dict[int, tuple[CodeType, bool]] = {}
+_answers: dict[tuple[int, str], tuple[CodeType, bool]] = {}
+work: Final[dict[int, Any]] = {}
+"""What runs functions that are known to be work, by the id of their code object: the code, or their name before Python 3.11."""
 MAX_JUDGED: Final = 8192
 """Functions whose answer is remembered; programs that make code as they go must not fill the memory."""
 
@@ -52,34 +55,55 @@ def configure(patterns: tuple[str, ...]) -> None:
     """Add the patterns of `HOPWATCH_SERVICE_LOOPS` to the table."""
     global _patterns  # noqa: PLW0603
     _patterns = (*KNOWN, *patterns)
-    _judged.clear()
+    forget()
 
 
 def declare(code: CodeType) -> None:
     """Mark the function of this code object as a service loop."""
-    _declared.add(code)
-    _judged.clear()
+    # By identity: two functions in different files may have code objects that are equal.
+    _declared[id(code)] = code
+    forget()
 
 
-def is_service(code: Any, module: Any, qualname: str, *, shared: bool = False) -> bool:
+def forget() -> None:
+    """Judge every function anew."""
+    work.clear()
+    _answers.clear()
+    behind.clear()
+
+
+behind: Final[dict[tuple[int, str], tuple[Any, bool]]] = {}
+"""By the code of a wrapper and the name that it goes by: the code, and whether a service loop stands behind it."""
+
+
+def is_service(code: Any, module: Any, qualname: str) -> bool:
     """Whether a coroutine or thread function with this code is a service loop.
 
     Args:
-        code: its code object. The answer is remembered by its identity, for the hash of a code object is worked out
-            anew each time, from all of it.
+        code: its code object. The answer is remembered by its identity and the name, for the hash of a code object is
+            worked out anew each time, from all of it, and functions behind one decorator share one code object.
         module: the name of its module.
         qualname: its qualified name.
-        shared: many functions have this code (they stand behind one wrapper), so that the answer is not remembered.
     """
-    known = _judged.get(id(code))
-    if known is not None and not shared:
+    known = _answers.get((id(code), qualname))
+    if known is not None:
         return known[1]
     name = f"{module}:{qualname}"
-    answer = code in _declared or any(fnmatchcase(name, pattern) for pattern in _patterns)
-    if not shared and len(_judged) < MAX_JUDGED:
-        _judged[id(code)] = (code, answer)  # the code is kept: its id belongs to nothing else then
+    answer = id(code) in _declared or any(fnmatchcase(name, pattern) for pattern in _patterns)
+    # What is remembered is kept, so that its id belongs to nothing else; an object of the application must not be.
+    if isinstance(code, CodeType) and len(_answers) < MAX_JUDGED:
+        _answers[id(code), qualname] = (code, answer)
+        if not answer and own_name(code, qualname):
+            work[id(code)] = code if _NAMED else qualname
     return answer
 
 
-judged = _judged.get
-"""The remembered answer by the id of a code object, as `(code, is a service loop)`, or None: the short path."""
+_NAMED: Final = sys.version_info >= (3, 11)
+"""Whether code objects know their qualified name."""
+
+
+def own_name(code: CodeType, qualname: str) -> bool:
+    """Whether a function goes by the name that its code was written under, so that no other one shares that code."""
+    if _NAMED:
+        return bool(code.co_qualname == qualname)  # type: ignore[attr-defined,unused-ignore]
+    return code.co_name == qualname.rpartition(".")[2]

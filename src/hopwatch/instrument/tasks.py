@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import inspect
 import json
 import os
 import sys
 from collections import deque
-from contextvars import copy_context
 from time import time_ns
 from typing import TYPE_CHECKING, Any, Final
 from weakref import ref
@@ -18,9 +18,9 @@ from opentelemetry import _logs
 from hopwatch import attributes as names
 from hopwatch import process as hopwatch_process
 from hopwatch import waits
-from hopwatch.instrument.service import is_service, judged
+from hopwatch.instrument.service import MAX_JUDGED, behind, is_service, own_name, work
 from hopwatch.ledger import DURATIONS_A_TICK, Entry, Note
-from hopwatch.process import current, failed
+from hopwatch.process import current, failed, machinery
 from hopwatch.telemetry import HopSpan
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ _WRAPPERS: Final = {
 """Modules whose coroutines stand for another one, and the local variable that holds it."""
 _TRANSPARENT: Final = tuple(os.sep + os.path.join(*parts) + os.sep for parts in (("opentelemetry", "instrumentation"), ("wrapt",)))  # noqa: PTH118
 _ASYNCIO_CREATE_TASK: Final = asyncio.tasks.create_task.__code__
+_SDK_LOOPS: Final = frozenset({"ActiveTask._run_producer", "ActiveTask._run_consumer", "EventQueueSource._dispatch_loop"})
 MAX_CODE: Final = 8192
 _inside: dict[int, Any] = {}
 _outside: dict[int, Any] = {}
@@ -63,12 +64,13 @@ class TaskNote(Note):
             error = task._exception  # noqa: SLF001
             hop: Any = self.parent
             ledger = hop.ledger
-            if self.entry is not None or error is not None:
+            if error is not None or self.entry is not None:
                 self._end(ledger, task, error)
                 return
             live = hop.live
-            live.discard(self)
-            if self.entry is not None:  # revealed by the ticker in between
+            try:
+                live.remove(self)
+            except KeyError:  # the ticker is making an entry of it at this moment
                 self._end(ledger, task, error)
                 return
             ledger.size -= 1
@@ -79,8 +81,11 @@ class TaskNote(Note):
                 ledger.settle(hop)
         except Exception:  # noqa: BLE001
             failed("task.done")
+            _lose(self.parent, self)
 
     def _end(self, ledger: Ledger, task: Any, error: BaseException | None) -> None:
+        if self.offset < 0:
+            return  # collected while pending, and woken all the same: the ticker tells of it
         entry = ledger.promote(self)
         if task.cancelled():
             entry.finish("cancelled")
@@ -89,6 +94,18 @@ class TaskNote(Note):
         else:
             set_location(entry)
             entry.finish("failed", type(error).__name__)
+
+
+def _lose(hop: Entry, noted: TaskNote | Entry | None) -> None:
+    """A hook failed: what it was for is counted as dropped, so that it holds nothing open and settles nothing."""
+    try:
+        entry = noted.entry if isinstance(noted, TaskNote) else noted
+        if entry is not None:
+            entry.finish("abandoned", "a hook of hopwatch failed, and what became of it is not known")
+        else:
+            hop.ledger.lose(hop, noted)
+    except Exception:  # noqa: BLE001
+        failed("lose")
 
 
 def line_of(origin: tuple[Any, int]) -> int:
@@ -115,42 +132,42 @@ def _creating(original: Any) -> Any:
 
     @functools.wraps(original)
     def create_task(self: Any, coro: Any, *, name: Any = None, context: Any = None, **others: Any) -> Any:
-        hop = _get() if context is None else context.get(current)
         # What was not given is not handed on: a task factory may take the coroutine alone.
-        if context is not None:
+        if context is None:
+            hop = _get()
+        else:
+            hop = hop_in(context)
             others["context"] = context
         if name is not None:
             others["name"] = name
         if hop is None:
             return original(self, coro, **others) if others else original(self, coro)
-        try:
-            known = judged(id(coro.cr_code))
-        except AttributeError:  # no coroutine of Python's own: Cython's, or an async generator's aclose()
-            known = None
         what: Any
-        if known is None:
+        try:
+            what = work[id(coro.cr_code)]
+        except (AttributeError, KeyError):  # seen for the first time, a service loop, wrapped, or not a coroutine of Python's own
             service, what = _judge(coro)
-        else:
-            what, service = known
-        if service:
-            return _create_detached(original, self, coro, others)
+            if service:
+                return _create_detached(original, self, coro, others)
         task = original(self, coro, **others) if others else original(self, coro)
+        note = None
         try:
             ledger = hop.ledger
-            if ledger.size >= ledger.capacity:
-                ledger.full(hop)
+            if ledger.size >= ledger.capacity and ledger.full(hop):
                 return task
             frame = _getframe(1)
             if frame.f_code is _ASYNCIO_CREATE_TASK:
                 frame = frame.f_back
-            if id(frame.f_code) not in _outside:
+            code = frame.f_code
+            if id(code) not in _outside:
                 frame = _call_site(frame)
+                code = frame.f_code
             note = _new(TaskNote)
             note.parent = hop
             note.started = time_ns()
             note.runner = ref(task)
             note.what = what
-            note.code = frame.f_code
+            note.code = code
             note.offset = frame.f_lasti
             note.entry = None
             # As Ledger.count does, without the call: this is done for every task of a cascade.
@@ -162,9 +179,19 @@ def _creating(original: Any) -> Any:
             task.add_done_callback(note)
         except Exception:  # noqa: BLE001
             failed("create_task")
+            _lose(hop, note)
         return task
 
     return create_task
+
+
+def hop_in(context: Any) -> Entry | None:
+    """The current hop of a context that the application brought."""
+    try:
+        hop: Entry | None = context.get(current)
+    except Exception:  # noqa: BLE001 - not a context: asyncio will say so
+        return None
+    return hop
 
 
 def _call_site(frame: Any) -> Any:
@@ -192,35 +219,62 @@ def _judge(coro: Any) -> tuple[bool, str]:
     name = getattr(coro, "__qualname__", None) or type(coro).__name__
     try:
         for _ in range(4):
-            frame = getattr(coro, "cr_frame", None)
-            if frame is None:
+            code = getattr(coro, "cr_code", None)
+            if code is None:
+                return False, name
+            name = coro.__qualname__
+            # Many functions share the code of what is wrapped around them; the wrapper's name is theirs.
+            known = behind.get((id(code), name))
+            if known is not None:
+                return known[1], name
+            frame = coro.cr_frame
+            if frame is None:  # it has ended already: asyncio will say so
                 return False, name
             module = frame.f_globals.get("__name__", "")
-            name = coro.__qualname__
             wrapped = _WRAPPERS.get(module)
-            inner = frame.f_locals.get(wrapped) if wrapped else None
+            inner = frame.f_locals.get(wrapped) if wrapped is not None else None
             if inner is None:
-                return is_service(coro.cr_code, module, name), name
-            if not hasattr(inner, "cr_frame"):  # a function
-                name = inner.__qualname__
-                code = getattr(getattr(inner, "__func__", inner), "__code__", None)
-                # Behind a wrapper many functions may have one code object: the name tells them apart.
-                return is_service(code, inner.__module__, name, shared=True), name
+                return is_service(code, module, name) or _is_decorated_service(coro, code, name), name
+            if not hasattr(inner, "cr_frame"):
+                answer = is_service(inspect.unwrap(inner).__code__, inner.__module__, inner.__qualname__)
+                if len(behind) < MAX_JUDGED:
+                    behind[id(code), name] = (code, answer)
+                return answer, name
             coro = inner
     except Exception:  # noqa: BLE001
         failed("service")
     return False, name
 
 
-def _create_detached(original: Any, loop: Any, coro: Any, kwargs: dict[str, Any]) -> Any:
-    """Create a service loop's task with no current hop, so that what it does later is not charged to who started it."""
-    context = kwargs.get("context")
-    context = copy_context() if context is None else context.copy()
-    context.run(current.set, None)
-    if sys.version_info >= (3, 11):
-        kwargs["context"] = context
-        return original(loop, coro, **kwargs)
-    return context.run(functools.partial(original, loop, coro, **kwargs))
+def _is_decorated_service(coro: Any, code: Any, name: str) -> bool:
+    """Whether a decorator's coroutine, which goes by the name of what it decorates, closes over a service loop.
+
+    The answer is not remembered where it is yes: all that the decorator is put around shares its code.
+    """
+    if own_name(code, name):
+        return False
+    for value in list(coro.cr_frame.f_locals.values()):
+        if getattr(value, "__qualname__", None) == name and callable(value):
+            inner = getattr(inspect.unwrap(value), "__code__", None)
+            if inner is not None and is_service(inner, value.__module__, name):
+                return True
+    return False
+
+
+def _create_detached(original: Any, loop: Any, coro: Any, others: dict[str, Any]) -> Any:
+    """Create a service loop's task with no current hop, so that what it does later is not charged to who started it.
+
+    A context that the application brings stays as it is, for the application may look into it later.
+    """
+    sdk = getattr(coro, "__qualname__", "") in _SDK_LOOPS
+    hop = current.set(None)
+    mark = machinery.set(True) if sdk else None  # noqa: FBT003
+    try:
+        return original(loop, coro, **others)
+    finally:
+        current.reset(hop)
+        if mark is not None:
+            machinery.reset(mark)
 
 
 def _handling(original: Any) -> Any:
@@ -236,6 +290,8 @@ def _handling(original: Any) -> Any:
                     note = callback[0]
                     if isinstance(note, TaskNote):
                         destroyed.append((note, waits.glance(task).as_dict()))
+                        # A done callback may come yet, with a RuntimeError of the coroutine that was closed.
+                        note.offset = -1 - note.offset
         except Exception:  # noqa: BLE001
             failed("destroyed")
         return original(self, context)

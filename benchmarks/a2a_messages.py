@@ -1,0 +1,102 @@
+"""What does hopwatch cost a message? Blocking sends over real HTTP on loopback, bare and instrumented, in one run.
+
+    python benchmarks/a2a_messages.py [--rounds 9] [--count 150]
+
+A client and a server process for each variant; in each round every variant sends `--count` messages one after the
+other. Prints the median over the rounds of the time of a round trip.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from variants import environment, variants
+
+from hopwatch.demo import run as demo
+
+sys.path.insert(0, str(demo.AGENTS))
+
+
+def client(url: str) -> None:
+    """Send as many messages as a line of standard input says, and print the seconds a round trip took."""
+    import httpx  # noqa: PLC0415
+    from a2a.client import ClientConfig, ClientFactory  # noqa: PLC0415
+    from a2a.helpers import new_text_message  # noqa: PLC0415
+    from a2a.types.a2a_pb2 import AgentCapabilities, AgentCard, AgentInterface, Role, SendMessageRequest  # noqa: PLC0415
+
+    card = AgentCard(
+        name="peer",
+        supported_interfaces=[AgentInterface(url=f"{url}/", protocol_binding="JSONRPC", protocol_version="1.0")],
+        capabilities=AgentCapabilities(streaming=False),
+    )
+
+    async def run() -> None:
+        async with httpx.AsyncClient(timeout=30) as http:
+            agent = ClientFactory(ClientConfig(httpx_client=http, streaming=False)).create(card)
+            for line in sys.stdin:
+                count = int(line)
+                began = time.perf_counter()
+                for number in range(count):
+                    request = SendMessageRequest(message=new_text_message(f"do the thing {number}", role=Role.ROLE_USER))
+                    async for _ in agent.send_message(request):
+                        pass
+                print((time.perf_counter() - began) / count, flush=True)
+
+    asyncio.run(run())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--count", type=int, default=150)
+    parser.add_argument("--variant", action="append", default=[])
+    parser.add_argument("--client", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.client:
+        client(options.client)
+        return
+    clients: dict[str, subprocess.Popen[str]] = {}
+    times: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        cast = demo.Cast(Path(folder))
+        try:
+            endpoint = demo.start_collector(cast)
+            for title, (command, extra) in variants(options.variant).items():
+                (port,) = demo.free_ports(1)
+                told = environment("worker", endpoint, **extra) if extra is not None else {}
+                cast.start(f"worker {title}", [*command, str(demo.AGENTS / "worker.py"), "--port", str(port)], told)
+                demo.wait_for_card(cast, f"worker {title}", port, time.monotonic() + 60)
+                told = environment("client", endpoint, **extra) if extra is not None else {}
+                clients[title] = subprocess.Popen(
+                    [*command, __file__, "--client", f"http://127.0.0.1:{port}"],
+                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **told},
+                )  # fmt: skip
+            for number in range(options.rounds + 1):
+                for title, process in clients.items():
+                    process.stdin.write(f"{options.count}\n")
+                    process.stdin.flush()
+                    took = float(process.stdout.readline())
+                    if number:  # the first round warms up
+                        times.setdefault(title, []).append(took)
+        finally:
+            for process in clients.values():
+                process.stdin.close()
+                process.wait(20)
+            cast.end()
+    print(f"Python {sys.version.split()[0]}, {options.count} blocking sends a round, median of {options.rounds} rounds")
+    bare = statistics.median(times.get("bare") or [float("nan")])
+    for title, each in times.items():
+        took = statistics.median(each)
+        print(f"{title:36} {took * 1000:7.3f} ms a round trip {took / bare:5.3f} x   (best {min(each) * 1000:.3f} ms)")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""Which instrumentations are compared? One table for the benchmarks that start real agents."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+LAUNCHER = [str(Path(sys.executable).with_name("opentelemetry-instrument")), sys.executable]
+OURS = "hopwatch_asyncio,hopwatch_a2a"
+
+
+def environment(name: str, endpoint: str, **more: str) -> dict[str, str]:
+    """What every instrumented process is told."""
+    return {
+        "OTEL_SERVICE_NAME": name,
+        "OTEL_TRACES_EXPORTER": "otlp",
+        "OTEL_METRICS_EXPORTER": "none",
+        "OTEL_LOGS_EXPORTER": "none",
+        "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint,
+        "OTEL_INSTRUMENTATION_A2A_SDK_ENABLED": "false",
+        **more,
+    }
+
+
+def variants(names: list[str]) -> dict[str, tuple[list[str], dict[str, str] | None]]:
+    """By title: the command that starts Python, and what is added to the environment (None: not instrumented)."""
+    import importlib.metadata  # noqa: PLC0415
+
+    others = sorted(
+        {point.name for point in importlib.metadata.entry_points(group="opentelemetry_instrumentor")}
+        - {"hopwatch_asyncio", "hopwatch_a2a"}
+    )
+    contrib = {"httpx", "starlette", "asyncio"}
+    every = {
+        "bare": ([sys.executable], None),
+        "hopwatch": (LAUNCHER, {"OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": ",".join(others)}),
+        "a2a-sdk's own": (
+            LAUNCHER,
+            {
+                "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": ",".join([*others, OURS]),
+                "OTEL_INSTRUMENTATION_A2A_SDK_ENABLED": "true",
+            },
+        ),
+        "contrib httpx + starlette + asyncio": (
+            LAUNCHER,
+            {"OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": ",".join([*(each for each in others if each not in contrib), OURS])},
+        ),
+    }
+    return {title: every[title] for title in every if not names or title in names}

@@ -1,0 +1,74 @@
+"""What did this process export? Spans in memory, read back into hops as the collector does."""
+
+import time
+
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from hopwatch import attributes as names
+from hopwatch import process, records
+from hopwatch.verdict import ON_ITS_WAY, judge
+
+exporter = InMemorySpanExporter()
+if not isinstance(trace.get_tracer_provider(), TracerProvider):
+    trace.set_tracer_provider(TracerProvider())
+trace.get_tracer_provider().add_span_processor(SimpleSpanProcessor(exporter))
+
+
+def fresh():
+    """Begin with an empty ledger and nothing exported."""
+    process._process = None
+    process.failures.clear()
+    exporter.clear()
+    return process.here()
+
+
+def ours():
+    """The spans of hops: no heartbeats, which have a trace of their own."""
+    kinds = (names.RECORD_END, names.RECORD_OPEN, names.RECORD_LATE)
+    return [span for span in exporter.get_finished_spans() if (span.attributes or {}).get(names.RECORD) in kinds]
+
+
+def others():
+    return [span for span in exporter.get_finished_spans() if not (span.attributes or {}).get(names.RECORD)]
+
+
+def cascades():
+    """By cascade, the hops by their ids."""
+    out = {}
+    for span in ours():
+        hop = records.read_hop(
+            dict(span.attributes),
+            agent="here",
+            cascade=f"{span.context.trace_id:032x}",
+            span=f"{span.context.span_id:016x}",
+            parent_span=f"{span.parent.span_id:016x}" if span.parent else "",
+            name=span.name,
+            start=span.start_time,
+            end=span.end_time,
+            arrived=1,
+        )
+        hops = out.setdefault(hop.cascade, {})
+        if hop.id in hops:
+            hops[hop.id].merge(hop)
+        else:
+            hops[hop.id] = hop
+    return out
+
+
+def only_cascade():
+    found = cascades()
+    assert len(found) == 1, found
+    return next(iter(found.values()))
+
+
+def verdict(hops):
+    return judge(hops, {}, now=time.time_ns() + 2 * ON_ITS_WAY)
+
+
+def tree(hops, parent=None):
+    """The kinds of the hops as nested lists, in order of their start."""
+    below = sorted((hop for hop in hops.values() if hop.parent == parent), key=lambda hop: hop.started)
+    return [(hop.kind, tree(hops, hop.id)) for hop in below]

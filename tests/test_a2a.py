@@ -1,0 +1,596 @@
+"""Does a message become three hops, and a push two? The real SDK over real HTTP, in one process."""
+
+import asyncio
+import contextlib
+import json
+
+import httpx
+import pytest
+import uvicorn
+from a2a.client import ClientConfig, ClientFactory
+from a2a.client.errors import A2AClientError
+from a2a.helpers import new_task_from_user_message, new_text_message, new_text_part
+from a2a.server.agent_execution import AgentExecutor
+from a2a.server.request_handlers import DefaultRequestHandler
+from a2a.server.routes import create_jsonrpc_routes, create_rest_routes
+from a2a.server.tasks import (
+    BasePushNotificationSender,
+    InMemoryPushNotificationConfigStore,
+    InMemoryTaskStore,
+    TaskUpdater,
+)
+from a2a.types.a2a_pb2 import (
+    AgentCapabilities,
+    AgentCard,
+    AgentInterface,
+    AgentSkill,
+    GetTaskRequest,
+    Role,
+    SendMessageConfiguration,
+    SendMessageRequest,
+    TaskPushNotificationConfig,
+)
+from exported import cascades, exporter, fresh, only_cascade, others, ours, tree, verdict
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+import hopwatch
+from hopwatch import attributes as names
+from hopwatch import process
+from hopwatch.instrument.a2a import A2AInstrumentor, missing
+from hopwatch.instrument.asyncio import AsyncioInstrumentor
+
+MESSAGE = [("send", [("request", [("execution", [])])])]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def instrumented():
+    AsyncioInstrumentor().instrument()
+    A2AInstrumentor().instrument()
+    yield
+    A2AInstrumentor().uninstrument()
+    AsyncioInstrumentor().uninstrument()
+
+
+@pytest.fixture(autouse=True)
+def empty():
+    fresh()
+    yield
+    assert process.failures == {}
+
+
+class Executor(AgentExecutor):
+    """Does what the test wants."""
+
+    def __init__(self, work):
+        self.work = work
+
+    async def execute(self, context, event_queue):
+        task = context.current_task or new_task_from_user_message(context.message)
+        if context.current_task is None:
+            await event_queue.enqueue_event(task)
+        await self.work(TaskUpdater(event_queue, task.id, task.context_id))
+
+    async def cancel(self, context, event_queue):
+        await TaskUpdater(event_queue, context.task_id, context.context_id).cancel()
+
+
+async def complete(updater):
+    await updater.start_work()
+    await updater.add_artifact([new_text_part("done")])
+    await updater.complete()
+
+
+def card_of(url, binding):
+    where = f"{url}/" if binding == "JSONRPC" else f"{url}/rest"
+    return AgentCard(
+        name="agent",
+        version="1",
+        description="an agent",
+        supported_interfaces=[AgentInterface(url=where, protocol_binding=binding, protocol_version="1.0")],
+        capabilities=AgentCapabilities(streaming=True, push_notifications=True),
+        default_input_modes=["text/plain"],
+        default_output_modes=["text/plain"],
+        skills=[AgentSkill(id="work", name="work", description="works", tags=["test"])],
+    )
+
+
+@contextlib.asynccontextmanager
+async def served(app):
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", lifespan="off"))
+    serving = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.005)
+    try:
+        yield "http://127.0.0.1:{}".format(server.servers[0].sockets[0].getsockname()[1])
+    finally:
+        server.should_exit = True
+        await serving
+
+
+@contextlib.asynccontextmanager
+async def agent(work=complete, *routes, binding="JSONRPC"):
+    async with httpx.AsyncClient(timeout=10) as http:
+        configs = InMemoryPushNotificationConfigStore()
+        handler = DefaultRequestHandler(
+            agent_executor=Executor(work),
+            task_store=InMemoryTaskStore(),
+            agent_card=card_of("http://127.0.0.1:1", binding),
+            push_config_store=configs,
+            push_sender=BasePushNotificationSender(http, configs),
+        )
+        app = Starlette(
+            routes=[*routes, *create_jsonrpc_routes(handler, "/"), *create_rest_routes(handler, path_prefix="/rest")]
+        )
+        async with served(app) as url:
+            yield url
+        await handler.aclose()
+
+
+@contextlib.asynccontextmanager
+async def client(url, *, binding="JSONRPC", streaming=False, polling=False, timeout=10):
+    async with httpx.AsyncClient(timeout=timeout) as http:
+        config = ClientConfig(
+            httpx_client=http, streaming=streaming, polling=polling, supported_protocol_bindings=[binding]
+        )
+        yield ClientFactory(config).create(card_of(url, binding))
+
+
+def request(text="do it", *, task="", context="", webhook=None, now=False):
+    configuration = SendMessageConfiguration(return_immediately=now)
+    if webhook:
+        configuration.task_push_notification_config.CopyFrom(TaskPushNotificationConfig(id="me", url=webhook))
+    message = new_text_message(text, role=Role.ROLE_USER)
+    message.task_id, message.context_id = task, context
+    return SendMessageRequest(message=message, configuration=configuration)
+
+
+async def answers(client, message):
+    return [event async for event in client.send_message(message)]
+
+
+async def over():
+    """Wait until this process has nothing open any more."""
+    for _ in range(400):
+        if not hopwatch.pending():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(hopwatch.pending())
+
+
+def run(story):
+    asyncio.run(asyncio.wait_for(story(), 30))
+
+
+def hop(hops, kind):
+    found = [each for each in hops.values() if each.kind == kind]
+    assert len(found) == 1, found
+    return found[0]
+
+
+@pytest.mark.parametrize("binding", ["JSONRPC", "HTTP+JSON"])
+def test_a_blocking_message_is_a_send_a_request_and_an_execution(binding):
+    async def story():
+        async with agent(binding=binding) as url, client(url, binding=binding) as peer:
+            (answer,) = await answers(peer, request())
+            await over()
+        hops = only_cascade()
+        assert tree(hops) == MESSAGE
+        assert len(ours()) == 3
+        send, served_, ran = hop(hops, "send"), hop(hops, "request"), hop(hops, "execution")
+        assert (send.name, served_.name, ran.name) == ("SendMessage", "SendMessage", "Executor.execute")
+        assert send.peer == "instrumented"
+        assert send.peer_hop == served_.id
+        assert send.peer_name == url.removeprefix("http://")
+        assert (served_.remote, ran.remote) == (True, False)
+        assert send.task_id == ran.task_id == answer.task.id
+        assert ran.task_state == send.task_state == "TASK_STATE_COMPLETED"
+        assert ran.attributes["gen_ai.conversation.id"] == answer.task.context_id
+        assert ran.location.split()[0].rpartition("/")[2].startswith("test_a2a.py:")
+        kinds = {span.attributes[names.HOP_KIND]: span.kind.name for span in ours()}
+        assert kinds == {"send": "CLIENT", "request": "SERVER", "execution": "INTERNAL"}
+        assert verdict(hops).verdict == "settled"
+
+    run(story)
+
+
+@pytest.mark.parametrize("binding", ["JSONRPC", "HTTP+JSON"])
+def test_a_streamed_message_is_the_same_three_hops(binding):
+    async def story():
+        async with agent(binding=binding) as url, client(url, binding=binding, streaming=True) as peer:
+            events = await answers(peer, request())
+            assert len(events) == 4
+            await over()
+        hops = only_cascade()
+        assert tree(hops) == MESSAGE
+        assert hop(hops, "send").name == "SendStreamingMessage"
+        assert hop(hops, "send").outcome == "finished"
+        assert hop(hops, "send").task_state == "TASK_STATE_COMPLETED"
+        assert verdict(hops).verdict == "settled"
+
+    run(story)
+
+
+def test_who_takes_the_first_event_of_a_stream_and_leaves_is_no_failure():
+    async def story():
+        async with agent() as url, client(url, streaming=True) as peer:
+            async for _ in peer.send_message(request()):
+                break
+            await over()
+        hops = only_cascade()
+        assert hop(hops, "send").outcome == "finished"
+        assert hop(hops, "execution").outcome == "finished"
+
+    run(story)
+
+
+@pytest.mark.parametrize("binding", ["JSONRPC", "HTTP+JSON"])
+def test_each_push_is_two_hops_below_the_execution_and_acknowledged_by_its_webhook(binding):
+    async def story():
+        pushed = asyncio.Queue()
+
+        async def webhook(req):
+            pushed.put_nowait(await req.json())
+            return JSONResponse({})
+
+        route = Route("/hook", webhook, methods=["POST"])
+        async with agent(complete, route, binding=binding) as url, client(url, binding=binding, polling=True) as peer:
+            await answers(peer, request(webhook=f"{url}/hook", now=True))
+            for _ in range(4):
+                await pushed.get()
+                pushed.task_done()
+            await over()
+        hops = only_cascade()
+        push = ("push", [("webhook", [])])
+        assert tree(hops) == [("send", [("request", [("execution", [push, push, push, push])])])]
+        assert len(ours()) == 3 + 2 * 4
+        states = [each.task_state for each in sorted(hops.values(), key=lambda each: each.started) if each.kind == "push"]
+        assert states == ["TASK_STATE_SUBMITTED", "TASK_STATE_WORKING", None, "TASK_STATE_COMPLETED"]
+        assert not any(each.late for each in hops.values())
+        for span in ours():
+            if span.attributes[names.HOP_KIND] == "webhook":
+                assert span.kind.name == "CONSUMER"
+                assert [f"{link.context.span_id:016x}" for link in span.links] == [span.attributes[names.HOP_PARENT]]
+        assert verdict(hops).verdict == "settled"
+
+    run(story)
+
+
+def test_a_push_that_is_refused_has_failed_and_says_with_what():
+    async def story():
+        async def webhook(_):
+            return JSONResponse({}, status_code=503)
+
+        async with agent(complete, Route("/hook", webhook, methods=["POST"])) as url, client(url, polling=True) as peer:
+            await answers(peer, request(webhook=f"{url}/hook", now=True))
+            await over()
+        hops = only_cascade()
+        pushes = [each for each in hops.values() if each.kind == "push"]
+        assert {each.outcome for each in pushes} == {"failed"}
+        assert all("answered 503" in each.reason for each in pushes)
+        assert all(each.peer == "instrumented" for each in pushes)
+
+    run(story)
+
+
+def test_a_webhook_where_nothing_listens_is_refused_and_nothing_is_missing():
+    async def story():
+        async with agent() as url, client(url, polling=True) as peer:
+            await answers(peer, request(webhook="http://127.0.0.1:9/hook", now=True))
+            await over()
+        hops = only_cascade()
+        pushes = [each for each in hops.values() if each.kind == "push"]
+        assert {each.peer for each in pushes} == {"refused"}
+        assert verdict(hops).verdict == "settled"
+
+    run(story)
+
+
+def test_an_execution_that_raises_has_failed_and_its_task_too():
+    async def work(updater):
+        await updater.start_work()
+        raise ValueError("no")
+
+    async def story():
+        async with agent(work) as url, client(url) as peer:
+            with contextlib.suppress(A2AClientError, Exception):
+                await answers(peer, request())
+            await over()
+        hops = only_cascade()
+        ran = hop(hops, "execution")
+        assert (ran.outcome, ran.reason) == ("failed", "ValueError: no")
+        assert ran.task_state == "TASK_STATE_FAILED"
+        assert verdict(hops).verdict == "settled"
+
+    run(story)
+
+
+def test_an_agent_that_cannot_be_reached_is_refused():
+    async def story():
+        async with client("http://127.0.0.1:9") as peer:
+            with pytest.raises(A2AClientError):
+                await answers(peer, request())
+        hops = only_cascade()
+        assert hop(hops, "send").peer == "refused"
+        assert hop(hops, "send").outcome == "failed"
+        assert verdict(hops).verdict == "settled"
+
+    run(story)
+
+
+@contextlib.asynccontextmanager
+async def foreign(answer):
+    """An agent without hopwatch: a bare HTTP server. `answer(body)` gives the JSON of the reply, or None to say nothing."""
+
+    async def handle(reader, writer):
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = next(int(line.split(b":")[1]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length"))
+                reply = answer(json.loads(await reader.readexactly(length)))
+                if reply is None:
+                    await reader.read()
+                    return
+                body = json.dumps(reply).encode()
+                writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+                await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(handle, "127.0.0.1", 0)
+    try:
+        yield "http://127.0.0.1:{}".format(server.sockets[0].getsockname()[1])
+    finally:
+        server.close()
+
+
+def task_reply(state):
+    return lambda body: {
+        "jsonrpc": "2.0",
+        "id": body["id"],
+        "result": {"task": {"id": "t1", "contextId": "c1", "status": {"state": state}}} if body["method"] == "SendMessage"
+        else {"id": "t1", "contextId": "c1", "status": {"state": "TASK_STATE_COMPLETED"}},
+    }  # fmt: skip
+
+
+def test_a_peer_without_hopwatch_that_completed_its_task_is_settled_up_to_it():
+    async def story():
+        async with foreign(task_reply("TASK_STATE_COMPLETED")) as url, client(url) as peer:
+            await answers(peer, request())
+        hops = only_cascade()
+        assert hop(hops, "send").peer == "opaque"
+        judged = verdict(hops)
+        assert judged.verdict == "settled"
+        assert judged.opaque == [url.removeprefix("http://")]
+        assert "up to" in judged.reason
+
+    run(story)
+
+
+def test_a_peer_without_hopwatch_whose_task_still_works_is_unknown_until_it_is_asked_again():
+    async def story():
+        async with foreign(task_reply("TASK_STATE_WORKING")) as url, client(url) as peer:
+            async with hopwatch.cascade("ask twice"):
+                await answers(peer, request())
+                assert verdict(only_cascade()).verdict == "unknown"
+                await peer.get_task(GetTaskRequest(id="t1"))
+        judged = verdict(only_cascade())
+        assert judged.verdict == "settled"
+        assert judged.opaque
+
+    run(story)
+
+
+def test_a_peer_that_took_the_message_and_never_answered_stays_unknown():
+    async def story():
+        async with foreign(lambda _: None) as url, client(url, timeout=0.3) as peer:
+            with pytest.raises(A2AClientError):
+                await answers(peer, request())
+        hops = only_cascade()
+        assert hop(hops, "send").peer == "unknown"
+        judged = verdict(hops)
+        assert judged.verdict == "unknown"
+        assert "nobody knows whether" in judged.reason
+
+    run(story)
+
+
+def test_a_client_without_hopwatch_makes_the_request_a_root_in_its_own_trace():
+    async def story():
+        async with agent() as url:
+            reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
+            body = json.dumps(
+                {
+                    "jsonrpc": "2.0", "id": "1", "method": "SendMessage",
+                    "params": {"message": {"messageId": "m1", "role": "ROLE_USER", "parts": [{"text": "hi"}]}},
+                }
+            ).encode()  # fmt: skip
+            trace = "ab" * 16
+            writer.write(
+                b"POST / HTTP/1.1\r\nhost: x\r\na2a-version: 1.0\r\ncontent-type: application/json\r\nconnection: close\r\n"
+                + f"traceparent: 00-{trace}-{'cd' * 8}-01\r\n".encode()
+                + b"content-length: %d\r\n\r\n" % len(body)
+                + body
+            )
+            answer = (await reader.read()).decode().lower()
+            writer.close()
+            await over()
+        (identifier, hops), = cascades().items()
+        assert identifier == trace
+        assert tree(hops) == [("request", [("execution", [])])]
+        served_ = hop(hops, "request")
+        assert f"traceresponse: 00-{trace}-{served_.id}-01" in answer
+        assert f"hopwatch-hop: 00-{trace}-{served_.id}-01" in answer
+        assert verdict(hops).verdict == "settled"
+
+    run(story)
+
+
+def test_a_task_that_asks_for_input_waits_and_the_next_message_finishes_it_with_a_link():
+    async def story():
+        rounds = []
+
+        async def work(updater):
+            rounds.append(updater.task_id)
+            if len(rounds) == 1:
+                await updater.requires_input()
+            else:
+                await updater.complete()
+
+        async with agent(work) as url, client(url) as peer:
+            (answer,) = await answers(peer, request())
+            await over()
+            (first,) = cascades().values()
+            judged = verdict(first)
+            assert judged.verdict == "waiting"
+            assert "input required" in judged.reason
+            await answers(peer, request("more", task=answer.task.id, context=answer.task.context_id))
+            await over()
+        both = cascades()
+        assert len(both) == 2
+        earlier = hop(first, "execution").id
+        (second,) = [hops for hops in both.values() if earlier not in hops]
+        (span,) = [each for each in ours() if f"{each.context.span_id:016x}" == hop(second, "execution").id]
+        assert [f"{link.context.span_id:016x}" for link in span.links] == [earlier]
+        assert verdict(second).verdict == "settled"
+
+    run(story)
+
+
+def test_what_an_execution_hands_on_belongs_to_its_cascade():
+    async def story():
+        async with agent() as below:
+
+            async def delegate(updater):
+                async with client(below) as peer:
+                    await answers(peer, request())
+                await updater.complete()
+
+            async with agent(delegate) as url, client(url) as peer:
+                await answers(peer, request())
+                await over()
+        hops = only_cascade()
+        assert tree(hops) == [("send", [("request", [("execution", MESSAGE)])])]
+        assert verdict(hops).verdict == "settled"
+
+    run(story)
+
+
+def test_two_messages_at_once_are_two_cascades():
+    async def story():
+        async with agent() as url, client(url) as peer:
+            await asyncio.gather(answers(peer, request()), answers(peer, request()))
+            await over()
+        found = cascades()
+        assert [tree(hops) for hops in found.values()] == [MESSAGE, MESSAGE]
+
+    run(story)
+
+
+def test_a_declared_root_holds_all_that_is_done_inside():
+    async def story():
+        async with agent() as url, client(url) as peer:
+            with hopwatch.cascade("nightly") as root:
+                assert hopwatch.current().cascade == root.id
+                await answers(peer, request())
+            assert hopwatch.current() is None
+            await over()
+        hops = only_cascade()
+        assert tree(hops) == [("task", MESSAGE)]
+        assert next(iter(hops.values())).cascade == root.id
+        assert verdict(hops).verdict == "settled"
+
+    run(story)
+
+
+def test_a_message_that_is_cancelled_by_its_caller_says_so():
+    async def story():
+        reached = asyncio.Event()
+        release = asyncio.Event()
+
+        async def work(updater):
+            reached.set()
+            await release.wait()
+            await updater.complete()
+
+        async with agent(work) as url, client(url) as peer:
+            sending = asyncio.create_task(answers(peer, request()))
+            await reached.wait()
+            sending.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await sending
+            release.set()
+            await over()
+        hops = only_cascade()
+        assert hop(hops, "send").outcome == "cancelled"
+        assert hop(hops, "execution").outcome == "finished"
+
+    run(story)
+
+
+def test_beside_other_instrumentations_every_hop_keeps_its_place():
+    from opentelemetry.instrumentation.httpx import HTTPXClientInstrumentor
+    from opentelemetry.instrumentation.starlette import StarletteInstrumentor
+
+    HTTPXClientInstrumentor().instrument()
+    StarletteInstrumentor().instrument()
+    try:
+
+        async def story():
+            async with agent() as url, client(url) as peer:
+                await answers(peer, request())
+                await over()
+            hops = only_cascade()
+            assert tree(hops) == MESSAGE
+            (identifier,) = cascades()
+            assert others()
+            assert {f"{span.context.trace_id:032x}" for span in others()} == {identifier}
+            # The HTTP spans stand between ours: the request's span has contrib's client span as its parent.
+            by_id = {span.context.span_id: span for span in exporter.get_finished_spans()}
+            (served_,) = [span for span in ours() if span.attributes[names.HOP_KIND] == "request"]
+            assert by_id[served_.parent.span_id].instrumentation_scope.name == "opentelemetry.instrumentation.httpx"
+
+        run(story)
+    finally:
+        StarletteInstrumentor().uninstrument()
+        HTTPXClientInstrumentor().uninstrument()
+
+
+def test_this_release_has_every_seam():
+    assert missing == []
+
+
+def test_everything_that_was_replaced_is_put_back():
+    from a2a.client.transports.jsonrpc import JsonRpcTransport
+    from a2a.client.transports.rest import RestTransport
+    from a2a.server.agent_execution.active_task import ActiveTask, EventConsumer
+    from a2a.server.events.event_queue_v2 import EventQueueSource
+    from a2a.server.request_handlers import DefaultRequestHandlerV2, LegacyRequestHandler
+    from a2a.server.tasks.task_manager import TaskManager
+
+    owners = [
+        JsonRpcTransport, RestTransport, ActiveTask, EventConsumer, EventQueueSource, DefaultRequestHandlerV2,
+        LegacyRequestHandler, TaskManager, BasePushNotificationSender, httpx.AsyncClient, Starlette, Executor,
+    ]  # fmt: skip
+    A2AInstrumentor().uninstrument()
+    before = [dict(vars(owner)) for owner in owners]
+    A2AInstrumentor().instrument()
+    try:
+        # A wrapper equals what it wraps: only identity tells.
+        same = [all(vars(owner)[key] is then[key] for key in then) for owner, then in zip(owners, before, strict=True)]
+        assert same == [False] * 11 + [True]
+
+        async def story():
+            async with agent() as url, client(url) as peer:
+                await answers(peer, request())
+                await over()
+
+        run(story)
+        assert vars(Executor)["execute"] is not before[-1]["execute"]
+    finally:
+        A2AInstrumentor().uninstrument()
+    for owner, then in zip(owners, before, strict=True):
+        now = dict(vars(owner))
+        assert now.keys() == then.keys()
+        assert all(now[key] is then[key] for key in then), owner
+    A2AInstrumentor().instrument()
