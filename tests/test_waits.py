@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hopwatch import waits
-from hopwatch.waits import Wait, glance, is_application, of_task
+from hopwatch.waits import Wait, chain, glance, is_application, judging, of_task
 
 HERE = __file__
 SINCE_311 = pytest.mark.skipif(sys.version_info < (3, 11), reason="new in Python 3.11")
@@ -741,8 +741,8 @@ def test_a_gather_tells_of_sixteen_children_and_judges_all(run):
         )
 
     quiet, lively, many = run(main())
-    assert (quiet.moves, len(quiet.of), quiet.what) == (False, waits.LISTED, "40 tasks (gather)")
-    assert (lively.moves, len(lively.of)) == (True, waits.LISTED)
+    assert (quiet.moves, len(quiet.of), quiet.what) == (False, judging.LISTED, "40 tasks (gather)")
+    assert (lively.moves, len(lively.of)) == (True, judging.LISTED)
     assert many.moves, "more than are looked at is doubt"
 
 
@@ -958,14 +958,14 @@ def test_a_package_can_be_declared_part_of_the_application(run, monkeypatch):
     library = installed("corp/agents", "async def fetch(event): await event.wait()")
     monkeypatch.setenv("HOPWATCH_APPLICATION", "other, corp.agents")
     is_application.cache_clear()
-    waits._place.cache_clear()
+    chain.place_of.cache_clear()
     try:
         wait = run(seen(library.fetch(asyncio.Event())))
         assert not is_application("/venv/lib/python3/site-packages/corp/agentsmith.py")
     finally:
         monkeypatch.undo()
         is_application.cache_clear()
-        waits._place.cache_clear()
+        chain.place_of.cache_clear()
     assert (wait.moves, wait.file) == (False, "/venv/lib/python3/site-packages/corp/agents/module.py")
 
 
@@ -1454,7 +1454,7 @@ def test_a_thread_that_looks_all_the_time_hurts_nothing():
                 except BaseException as error:  # pragma: no cover
                     failures.append(error)
                     return
-                if wait.what == waits._UNREADABLE.what:
+                if wait.what == judging.UNREADABLE.what:
                     failures.append(wait)
                 looked[0] += 1
                 del task

@@ -53,9 +53,11 @@ class Exchange:
             sender = SpanContext(int(self.carrier.cascade, 16), int(self.carrier.hop, 16), is_remote=True, trace_flags=TraceFlags(1))
             links.append(Link(sender))
         token = None
-        if self.carrier is None and not trace.get_current_span().get_span_context().is_valid:
+        if self.carrier is None:
+            # The caller's own trace, unless a span of it is current already: the SDK's own spans (1.3.0) begin a new one.
             around = propagation.plain_context(self.headers)
-            token = otel_context.attach(around) if around is not None else None
+            if around is not None and _trace_of(around) != _trace_of(None):
+                token = otel_context.attach(around)
         entry = begin(
             hopwatch_process.here(),
             kind,
@@ -102,6 +104,10 @@ class Exchange:
             headers.append((names.TRACERESPONSE_HEADER.encode(), value))
         headers.append((names.ACKNOWLEDGEMENT_HEADER.encode(), value))
         message["headers"] = headers
+
+
+def _trace_of(context: Any) -> int:
+    return trace.get_current_span(context).get_span_context().trace_id
 
 
 serving: ContextVar[Exchange | None] = ContextVar("hopwatch_exchange", default=None)

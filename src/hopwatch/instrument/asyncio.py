@@ -45,6 +45,10 @@ class AsyncioInstrumentor(BaseInstrumentor):  # type: ignore[misc]
 
     def _uninstrument(self, **_: Any) -> None:
         self._patches.undo()
+        try:
+            queues.forget()
+        except Exception:  # noqa: BLE001
+            failed("asyncio.uninstrument")
 
     def _uvloop(self, module: Any) -> None:
         tasks.instrument_uvloop(self._patches, module.Loop)

@@ -10,17 +10,21 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures.thread
 import functools
+import inspect
+import os
 import threading
+from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final
 from weakref import ref
 
 from hopwatch import process as hopwatch_process
 from hopwatch.instrument.service import is_service
+from hopwatch.instrument.tasks import hop_in
 from hopwatch.process import current, failed
 
 if TYPE_CHECKING:
     from hopwatch.instrument import Patches
-    from hopwatch.ledger import Entry
+    from hopwatch.ledger import Entry, Outcome
 
 _get = current.get
 LIBRARIES: Final = frozenset(
@@ -31,14 +35,27 @@ LIBRARIES: Final = frozenset(
     }
 )  # fmt: skip
 """Top-level packages whose timers are their own business: keep-alives, timeouts, pings."""
+_STARTERS: Final = frozenset({"call_soon", "call_soon_threadsafe", "create_task", "ensure_future", "run_coroutine_threadsafe", "run_in_executor", "submit"})
+"""Functions of theirs that start what the application gave them."""
 _timers: dict[int, tuple[Entry, Any]] = {}
 _threads: dict[int, tuple[Entry, Any]] = {}
 
 
 def _name(function: Any) -> tuple[str, str]:
     while isinstance(function, functools.partial):
-        function = function.func
+        inner = function.func
+        # asyncio.to_thread hands on Context.run, with what it is to run.
+        through = function.args and getattr(inner, "__name__", "") == "run" and isinstance(getattr(inner, "__self__", None), Context)
+        function = function.args[0] if through else inner
     return getattr(function, "__module__", None) or "", getattr(function, "__qualname__", None) or type(function).__qualname__
+
+
+def _is_work(callback: Any) -> bool:
+    """Whether what a timer calls belongs to the application, or makes a task or a job of what does."""
+    if not callable(callback) or inspect.iscoroutinefunction(callback):
+        return False  # asyncio's debug mode says so
+    module, qualname = _name(callback)
+    return module.partition(".")[0] not in LIBRARIES or qualname.rpartition(".")[2] in _STARTERS
 
 
 def _open(kind: str, function: Any, hop: Entry) -> Entry | None:
@@ -59,20 +76,23 @@ def _submitting(original: Any) -> Any:
                     future.add_done_callback(functools.partial(_job_done, entry))
             except Exception:  # noqa: BLE001
                 failed("submit")
+                _lose(hop)
         return future
 
     return submit
 
 
 def _job_done(entry: Entry, future: Any) -> None:
-    if future.cancelled():
-        entry.finish("cancelled")
-        return
-    error = future.exception()
-    if error is None:
-        entry.finish()
-    else:
-        entry.finish("failed", type(error).__name__)
+    try:
+        error = None if future.cancelled() else future.exception()
+        if future.cancelled():
+            entry.finish("cancelled")
+        elif error is None:
+            entry.finish()
+        else:
+            entry.finish("failed", type(error).__name__)
+    except Exception:  # noqa: BLE001 - concurrent.futures would print it
+        failed("job.done")
 
 
 def _starting(original: Any) -> Any:
@@ -81,25 +101,36 @@ def _starting(original: Any) -> Any:
     @functools.wraps(original)
     def start(self: Any) -> Any:
         hop = _get()
+        if hop is None:
+            return original(self)
+        # The thread forgets its target when it has run, which may be before we are back.
+        target = getattr(self, "_target", None)
         result = original(self)
-        if hop is not None:
-            try:
-                target = getattr(self, "_target", None)
-                function = target if target is not None else type(self).run
-                module, qualname = _name(function)
-                if not is_service(getattr(function, "__code__", function), module, qualname):
-                    entry = _open("thread", function, hop)
-                    if entry is not None:
-                        _threads[id(entry)] = (entry, ref(self))
-            except Exception:  # noqa: BLE001
-                failed("thread.start")
+        try:
+            function = target if target is not None else type(self).run
+            module, qualname = _name(function)
+            if not is_service(getattr(function, "__code__", function), module, qualname):
+                entry = _open("thread", function, hop)
+                if entry is not None:
+                    _threads[id(entry)] = (entry, ref(self))
+        except Exception:  # noqa: BLE001
+            failed("thread.start")
+            _lose(hop)
         return result
 
     return start
 
 
+def _lose(hop: Entry) -> None:
+    """Something that was started could not be counted: no verdict on its cascade may be settled."""
+    try:
+        hop.ledger.lose(hop)
+    except Exception:  # noqa: BLE001
+        failed("lose")
+
+
 class _Timed:
-    """A timer's callback that says when it has run."""
+    """A timer's callback that says when it has run, and how."""
 
     __slots__ = ("callback", "entry")
 
@@ -109,10 +140,23 @@ class _Timed:
 
     def __call__(self, *args: Any) -> Any:
         try:
-            return self.callback(*args)
-        finally:
+            result = self.callback(*args)
+        except BaseException as error:
+            self._end("failed", type(error).__name__)
+            raise
+        self._end("finished", None)
+        return result
+
+    def _end(self, outcome: Outcome, reason: str | None) -> None:
+        try:
             _timers.pop(id(self.entry), None)
-            self.entry.finish()
+            self.entry.finish(outcome, reason)
+        except Exception:  # noqa: BLE001
+            failed("timer.done")
+
+    def __repr__(self) -> str:
+        # As asyncio's debug mode and its messages show the callback.
+        return repr(self.callback)
 
 
 def _scheduling(original: Any) -> Any:
@@ -120,23 +164,27 @@ def _scheduling(original: Any) -> Any:
 
     @functools.wraps(original)
     def schedule(self: Any, when: Any, callback: Any, *args: Any, context: Any = None) -> Any:
-        hop = _get() if context is None else context.get(current)
-        if hop is None or isinstance(callback, _Timed) or _name(callback)[0].partition(".")[0] in LIBRARIES:
+        hop = _get() if context is None else hop_in(context)
+        if hop is None or isinstance(callback, _Timed):
             return original(self, when, callback, *args, context=context)
         entry = None
         try:
-            entry = _open("timer", callback, hop)
+            if _is_work(callback):
+                entry = _open("timer", callback, hop)
         except Exception:  # noqa: BLE001
             failed("timer")
+            _lose(hop)
         if entry is None:
             return original(self, when, callback, *args, context=context)
+        timed = _Timed(callback, entry)
         try:
-            handle = original(self, when, _Timed(callback, entry), *args, context=context)
+            handle = original(self, when, timed, *args, context=context)
         except BaseException:
-            entry.finish("cancelled")
+            timed._end("cancelled", None)  # noqa: SLF001
             raise
         try:
-            _timers[id(entry)] = (entry, ref(handle))
+            if entry.done is None:
+                _timers[id(entry)] = (entry, ref(handle))
         except TypeError:  # a loop whose handles take no weak reference: the timer counts until it has run
             pass
         return handle
@@ -175,3 +223,13 @@ def instrument_uvloop(patches: Patches, loop: Any) -> None:
     """The same on `uvloop.Loop`, whose `call_later` does not go through `call_at`."""
     patches.replace(loop, "call_at", _scheduling)
     patches.replace(loop, "call_later", _scheduling)
+
+
+def _in_child() -> None:
+    # What the parent process started runs there.
+    _timers.clear()
+    _threads.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)

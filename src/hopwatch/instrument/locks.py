@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 import sys
 from collections import deque
 from time import monotonic_ns
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from weakref import ref
 
 from hopwatch import attributes as names
@@ -20,7 +21,7 @@ from hopwatch.process import current, failed
 
 if TYPE_CHECKING:
     from hopwatch.instrument import Patches
-    from hopwatch.ledger import Entry
+    from hopwatch.ledger import Entry, Outcome
 
 _get = current.get
 
@@ -35,6 +36,9 @@ def _running_task_before_312() -> Any:
 
 
 current_task = asyncio.current_task if sys.version_info >= (3, 12) else _running_task_before_312
+MAX_HOLDERS: Final = 64
+"""How many of a semaphore's holders are known."""
+_numbers = itertools.count()
 holds: deque[int] = deque(maxlen=512)
 """How long locks were held lately, in nanoseconds, for a histogram."""
 
@@ -49,10 +53,15 @@ def _acquiring(original: Any) -> Any:
             if self._hopwatch_held is not None:
                 self._hopwatch_held = None
             return original(self)
-        if self._locked or self._waiters:
-            return _wait(original, self, hop, "Lock", hold=True)
-        # Who takes it without waiting is noted before the coroutine runs, which it does at once where it is awaited.
-        self._hopwatch_held = ref(current_task())
+        try:
+            if self._locked or self._waiters:
+                return _wait(original, self, hop, "Lock", _running())
+            # Who takes it without waiting is noted before the coroutine runs, which it does at once where it is awaited.
+            self._hopwatch_held = ref(current_task())
+        except (RuntimeError, TypeError):  # no task runs: whoever awaits it takes it
+            self._hopwatch_held = None
+        except Exception:  # noqa: BLE001
+            failed("lock.acquire")
         return original(self)
 
     return acquire
@@ -69,10 +78,15 @@ def _acquiring_timed(original: Any) -> Any:
             if self._hopwatch_held is not None:
                 self._hopwatch_held = None
             return original(self)
-        if self._locked or self._waiters:
-            return _wait(original, self, hop, "Lock", hold=True)
-        self._hopwatch_held = ref(current_task())
-        self._hopwatch_since = monotonic_ns()
+        try:
+            if self._locked or self._waiters:
+                return _wait(original, self, hop, "Lock", _running())
+            self._hopwatch_since = monotonic_ns()
+            self._hopwatch_held = ref(current_task())
+        except (RuntimeError, TypeError):  # no task runs: whoever awaits it takes it
+            self._hopwatch_held = None
+        except Exception:  # noqa: BLE001
+            failed("lock.acquire")
         return original(self)
 
     return acquire
@@ -96,21 +110,34 @@ def _acquiring_semaphore(original: Any) -> Any:
         hop = _get()
         if hop is None:
             return original(self)
-        if self.locked():
-            return _wait(original, self, hop, "Semaphore", hold=True, many=True)
-        _hold_one(self)
+        try:
+            if self.locked():
+                return _wait(original, self, hop, "Semaphore", _running(), many=True)
+            _hold_one(self, _running())
+        except Exception:  # noqa: BLE001
+            failed("semaphore.acquire")
         return original(self)
 
     return acquire
 
 
-def _hold_one(semaphore: Any) -> None:
+def _running() -> Any:
+    """Weak reference to the running task, or None where no task runs."""
+    try:
+        task = current_task()
+    except RuntimeError:
+        return None
+    return None if task is None else ref(task)
+
+
+def _hold_one(semaphore: Any, holder: Any) -> None:
+    if holder is None:
+        return
     held = semaphore._hopwatch_held  # noqa: SLF001
     if held is None:
         held = semaphore._hopwatch_held = {}  # noqa: SLF001
-    task = current_task()
-    if len(held) < 64:
-        held[id(task)] = ref(task)
+    if len(held) < MAX_HOLDERS:
+        held[next(_numbers)] = holder
 
 
 def _releasing_semaphore(original: Any) -> Any:
@@ -119,10 +146,15 @@ def _releasing_semaphore(original: Any) -> Any:
         held = self._hopwatch_held
         if held:
             try:
-                # Released by another task than took it: the one that has held it longest is the best guess.
-                if held.pop(id(current_task()), None) is None and held:
+                task = _running()
+                for key, holder in held.items():
+                    if holder is task:  # there is one weak reference to a task without a callback
+                        del held[key]
+                        break
+                else:
+                    # Released by another task than took it: the one that has held it longest is the best guess.
                     held.pop(next(iter(held)))
-            except Exception:  # noqa: BLE001 - a semaphore may be released where no task runs
+            except Exception:  # noqa: BLE001
                 failed("semaphore.release")
         return original(self)
 
@@ -136,39 +168,55 @@ def _waiting(kind: str, ready: Any) -> Any:
         @functools.wraps(original)
         def wait(self: Any) -> Any:
             hop = _get()
-            if hop is None or ready(self):
-                return original(self)
-            return _wait(original, self, hop, kind, hold=False)
+            try:
+                if hop is not None and not ready(self):
+                    return _wait(original, self, hop, kind, None)
+            except Exception:  # noqa: BLE001
+                failed("lock.wait")
+            return original(self)
 
         return wait
 
     return make
 
 
-async def _wait(original: Any, lock: Any, hop: Entry, kind: str, *, hold: bool, many: bool = False) -> Any:
+def _wait(original: Any, lock: Any, hop: Entry, kind: str, holder: Any, *, many: bool = False) -> Any:
+    """The coroutine of a wait that counts; it goes by the name of what it stands for."""
+    coro = _waited_for(original, lock, hop, kind, holder, many)
+    coro.__name__, coro.__qualname__ = original.__name__, original.__qualname__
+    return coro
+
+
+async def _waited_for(original: Any, lock: Any, hop: Entry, kind: str, holder: Any, many: bool) -> Any:
     entry = _open(lock, hop, kind)
     try:
         result = await original(lock)
-    except asyncio.CancelledError:
-        if entry is not None:
-            entry.finish("cancelled")
+    except (asyncio.CancelledError, GeneratorExit):
+        _close(entry, "cancelled", None)
         raise
     except BaseException as error:
-        if entry is not None:
-            entry.finish("failed", type(error).__name__)
+        _close(entry, "failed", type(error).__name__)
         raise
-    if entry is not None:
-        entry.finish()
-    if hold:
-        try:
-            if many:
-                _hold_one(lock)
-            else:
-                lock._hopwatch_held = ref(current_task())  # noqa: SLF001
-                lock._hopwatch_since = monotonic_ns()  # noqa: SLF001
-        except Exception:  # noqa: BLE001
-            failed("lock.hold")
+    _close(entry, "finished", None)
+    try:
+        # Who asked for it holds it, also where wait_for (before Python 3.12) acquires it by a task of its own.
+        if many:
+            _hold_one(lock, holder)
+        elif kind == "Lock":
+            lock._hopwatch_held = holder  # noqa: SLF001
+            lock._hopwatch_since = monotonic_ns()  # noqa: SLF001
+    except Exception:  # noqa: BLE001
+        failed("lock.hold")
     return result
+
+
+def _close(entry: Entry | None, outcome: Outcome, reason: str | None) -> None:
+    if entry is None:
+        return
+    try:
+        entry.finish(outcome, reason)
+    except Exception:  # noqa: BLE001
+        failed("lock.wait")
 
 
 def _open(lock: Any, hop: Entry, kind: str) -> Entry | None:
@@ -182,7 +230,7 @@ def _open(lock: Any, hop: Entry, kind: str) -> Entry | None:
         return hop.ledger.open("lock", f"wait for {kind}", hop, prepare=prepare)
     except Exception:  # noqa: BLE001
         failed("lock.wait")
-        return None
+        return None  # the task that waits is counted by itself
 
 
 def look(_: int) -> None:

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 import sys
 from asyncio import current_task
 from collections import deque
 from time import time_ns
 from typing import TYPE_CHECKING, Any, Final
-from weakref import WeakKeyDictionary, WeakSet, ref
+from weakref import WeakKeyDictionary, ref
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
@@ -31,32 +32,35 @@ from hopwatch.telemetry import HopSpan, holder_of
 
 if TYPE_CHECKING:
     from hopwatch.instrument import Patches
-    from hopwatch.ledger import Outcome
+    from hopwatch.ledger import Ledger, Outcome
 
 _get = current.get
 _GIL: Final = getattr(sys, "_is_gil_enabled", lambda: True)()
 """Counting without an entry relies on it: `hop.held += 1` is one step only with it."""
 waited: deque[int] = deque(maxlen=256)
 """How long items that have an entry were in queues lately, in nanoseconds, for a histogram."""
+FRAMES_TO_ASK: Final = 12
+"""How many frames are asked whether they call `task_done`."""
+MAX_UNKNOWN: Final = 64
+"""How many items that were taken before a line was made may still wait for `task_done`."""
 depths: deque[int] = deque(maxlen=256)
 """How deep queues were at the last looks."""
 
 
 class Taken:
-    """An item that was taken from a queue: for whom, by whom, and for whom that one worked before."""
+    """An item that was taken from a queue: for whom, and by whom."""
 
-    __slots__ = ("adopted", "around", "before", "entry", "hop", "task")
+    __slots__ = ("adopted", "entry", "hop", "task")
 
-    def __init__(self, hop: Entry, entry: Entry | None, task: Any) -> None:
+    def __init__(self, hop: Entry | None, entry: Entry | None, task: Any) -> None:
         self.hop = hop
+        """None for an item that no hop put there."""
         self.entry = entry
         """The item's own entry, where it has one."""
         self.task = task
-        """Weak reference to the consumer's task."""
+        """Weak reference to the consumer's task; None where no task took it."""
         self.adopted: Entry | None = None
         """The hop that the consumer works for because of this item."""
-        self.before: Entry | None = None
-        self.around: Any = None
 
 
 class Line:
@@ -67,34 +71,55 @@ class Line:
     order, has an entry of its own in that place.
     """
 
-    __slots__ = ("__weakref__", "acknowledges", "by_identity", "inside", "loop", "marks", "plain", "queue", "quick", "quiet", "removed", "taken")
+    __slots__ = ("__weakref__", "acknowledges", "by_identity", "inside", "loop", "marks", "odd", "plain", "queue", "quick", "quiet", "removed", "single", "taken")
 
     def __init__(self, queue: Any) -> None:
         self.queue = ref(queue)
         self.inside: deque[Entry | None] = deque()
         self.by_identity: dict[int, list[Entry]] | None = None if _first_in_first_out(queue) else {}
-        self.taken: list[Entry | Taken | None] = []
+        self.taken: list[Taken] = []
+        self.single: Entry | None = None
+        """The hop of the one item that is worked on, by a consumer that is itself counted on this hop."""
         self.acknowledges = False
-        """Whether anybody has called `task_done`: then an item is worked on until it is called for it."""
+        """Whether `task_done` is called: then an item is worked on until it is called for it."""
         self.plain = self.by_identity is None and _GIL and not hopwatch_process.here().ledger.everything
         """Whether items that behave are only counted."""
         self.quick = False
-        """Whether they are, and `task_done` is called for them."""
+        """Whether they are, `task_done` is called for them, and none is worked on: the short path."""
         self.quiet = False
         """Whether what is taken from it is told of by another hop (the SDK's queue of requests by the execution)."""
         self.removed = 0
         """How many items have been taken, for the ticker to know which are old."""
         self.marks: deque[tuple[int, int, int]] = deque(maxlen=512)
         """Time, items inside and items removed at the last looks."""
+        self.odd = 0
+        """At how many looks in a row something was amiss: more known inside than there is, or a consumer gone."""
         try:
             self.loop: Any = ref(asyncio.get_running_loop())
         except (RuntimeError, TypeError):
             self.loop = None
 
 
+class Adoptions:
+    """For whom a consumer worked before it took items of other hops, and which items it has of them."""
+
+    __slots__ = ("around", "base", "last", "taken")
+
+    def __init__(self) -> None:
+        self.taken: list[Taken] = []
+        self.base: Entry | None = None
+        self.around: Any = None
+        """The OpenTelemetry context that was current; None where it was left alone."""
+        self.last: Entry | None = None
+        """The hop that was made current last."""
+
+
+_adoptions: WeakKeyDictionary[Any, Adoptions] = WeakKeyDictionary()
+"""By the consumer's task."""
 _lines: WeakKeyDictionary[Any, Line] = WeakKeyDictionary()
 """Of queues that take no attribute (culsans')."""
-_watched: WeakSet[Line] = WeakSet()
+_watched: set[Line] = set()
+"""Every line, also of a queue that has been collected: its items are told of, and then it is forgotten."""
 
 
 def _first_in_first_out(queue: Any) -> bool:
@@ -115,7 +140,12 @@ def line_of(queue: Any) -> Line:
     line = known_line(queue)
     if line is None:
         line = Line(queue)
-        line.inside.extend([None] * queue.qsize())
+        inside = queue.qsize()
+        if line.by_identity is None:
+            line.inside.extend([None] * inside)
+        worked_on = getattr(queue, "_unfinished_tasks", inside) - inside
+        if 0 < worked_on <= MAX_UNKNOWN:  # more: nobody calls task_done
+            line.taken.extend(Taken(None, None, None) for _ in range(worked_on))
         try:
             queue._hopwatch_line = line  # noqa: SLF001
         except AttributeError:
@@ -134,13 +164,22 @@ def moved_to(queue: Any, hop: Entry, other: Entry) -> None:
     line = known_line(queue)
     if line is None:
         return
+    _unsingle(line, None)
     for taken in line.taken:
-        if isinstance(taken, Taken) and taken.hop is hop:
-            taken.hop = other
+        if taken.hop is hop:
             if taken.entry is not None:
                 other.ledger.move(taken.entry, other)
             elif other.ledger.hold(other):
                 hop.ledger.unhold(hop)
+            else:
+                continue
+            taken.hop = other
+
+
+def forget() -> None:
+    """Let go of every item, as dropped: from here on nobody watches the queues."""
+    for line in list(_watched):
+        _lose(line)
 
 
 # Enqueue, dequeue, task_done ---------------------------------------------------------------------------------------
@@ -181,6 +220,7 @@ def _entry(line: Line, hop: Entry, started: int) -> Entry:
 def dequeued(line: Line, item: Any) -> None:
     """Note that the running task took an item, and let it work for the item's hop."""
     line.removed += 1
+    line.quick = False
     if line.by_identity is None:
         found = line.inside.popleft() if line.inside else None
     else:
@@ -188,85 +228,133 @@ def dequeued(line: Line, item: Any) -> None:
         found = entries.pop(0) if entries else None
         if entries is not None and not entries:
             del line.by_identity[id(item)]
-    task = current_task()
-    if not line.acknowledges and line.taken:
-        # A consumer that never calls task_done is through with an item when it takes the next one.
-        for taken in list(line.taken):
-            if taken is None or (isinstance(taken, Taken) and taken.task is not None and taken.task() is task):
-                _let_go(line, taken)
-    if found is None:
-        if line.acknowledges:
-            line.taken.append(None)
-        return
+        if line.by_identity:
+            queue = line.queue()
+            if queue is not None and not queue.qsize():
+                _empty(line, "cancelled", "the queue dropped it")
+    task = _running()
     reference = ref(task) if task is not None else None
-    if found.kind == "event" and found.instance_of is line.queue:
-        entry, hop = found, found.parent
+    hop = found
+    entry = None
+    if found is not None and found.kind == "event" and found.instance_of is line.queue:
+        entry, hop = found, found.parent or found  # its parent is gone from memory where it has closed
         waited.append(time_ns() - entry.started)
         entry.runner = reference
         entry.quiet = line.quiet
-        if hop is None:  # it was late, and its parent is gone from memory
-            line.taken.append(Taken(entry, entry, reference))
-            return
-    else:
-        entry, hop = None, found
     taken = Taken(hop, entry, reference)
+    # From here on it is not lost any more, whatever fails.
     line.taken.append(taken)
-    if task is not None:
+    if len(line.taken) > 1 or line.single is not None:
+        _unsingle(line, reference)
+        if not line.acknowledges:
+            _came_back(line, task, taken)
+    if hop is not None and task is not None and entry is not hop:
         _adopt(taken, task)
+    elif hop is None and not line.acknowledges and task is not None and _calls_task_done():
+        line.acknowledges = True
+
+
+def _running() -> Any:
+    try:
+        return current_task()
+    except RuntimeError:  # no loop runs in this thread
+        return None
+
+
+def _came_back(line: Line, task: Any, but: Taken | None) -> None:
+    """Let go of what a consumer took before, unless it is one that takes several and then calls `task_done` for each."""
+    earlier = [each for each in line.taken if each is not but and (each.task is None or each.task() is task)]
+    if not earlier:
+        return
+    if _calls_task_done():
+        line.acknowledges = True
+        return
+    for each in earlier:
+        _let_go(line, each)
+
+
+def _calls_task_done() -> bool:
+    """Whether the function that takes an item, or one that called it, has `task_done` in its code."""
+    frame: Any = sys._getframe(1)  # noqa: SLF001 - as in tasks
+    for _ in range(FRAMES_TO_ASK):
+        if frame is None:
+            return False
+        code = frame.f_code
+        if "task_done" in code.co_names and frame.f_globals is not globals():
+            return True
+        if code.co_name == "_run" and code.co_filename.endswith("events.py"):
+            return False
+        frame = frame.f_back
+    return False
+
+
+def _unsingle(line: Line, reference: Any) -> None:
+    """Write the one item that is worked on by the short path as the others are.
+
+    The consumer is one that is counted on the same hop; where the running task works for it, it is taken for that one.
+    """
+    hop = line.single
+    line.quick = False
+    if hop is not None:
+        line.taken.insert(0, Taken(hop, None, reference if _get() is hop else None))
+        line.single = None
 
 
 def done_with(line: Line) -> None:
-    """Close the item that `task_done` is for: one of the hop that the consumer works for, or the oldest."""
+    """Close the item that `task_done` is for: one of the running task, or of the hop that it works for, or the oldest."""
     line.acknowledges = True
-    line.quick = line.plain
-    if not line.taken:
-        return
     hop = _get()
-    try:
-        task = current_task()
-    except RuntimeError:
-        task = None
+    task = _running()
     same = None
     for taken in line.taken:
-        if isinstance(taken, Taken) and taken.task is not None and taken.task() is task:
+        if task is not None and taken.task is not None and taken.task() is task:
+            _let_go(line, taken)
             break
-        if same is None and hop is not None and (taken is hop or (isinstance(taken, Taken) and taken.hop is hop)):
+        if same is None and hop is not None and taken.hop is hop:
             same = taken
     else:
-        taken = same if same is not None else line.taken[0]
-    _let_go(line, taken)
+        if line.single is not None and (line.single is hop or not line.taken):
+            single, line.single = line.single, None
+            single.ledger.unhold(single)
+        elif line.taken:
+            _let_go(line, same if same is not None else line.taken[0])
+    line.quick = line.plain and not line.taken and line.single is None
 
 
-def _let_go(line: Line, taken: Entry | Taken | None, outcome: Outcome = "finished", reason: str | None = None) -> None:
+def _let_go(line: Line, taken: Taken, outcome: Outcome = "finished", reason: str | None = None) -> None:
     try:
         line.taken.remove(taken)
     except ValueError:
         return
-    if taken is None:
-        return
-    if not isinstance(taken, Taken):
-        taken.ledger.unhold(taken)
-        return
-    if taken.adopted is not None and _get() is taken.adopted:
-        current.set(taken.before)
-        if taken.around is not None:
-            otel_context.attach(taken.around)
-    if taken.entry is not None:
-        taken.entry.finish(outcome, reason)
-    else:
-        taken.hop.ledger.unhold(taken.hop)
+    try:
+        if taken.adopted is not None:
+            _give_back(taken)
+    finally:
+        if taken.entry is not None:
+            taken.entry.finish(outcome, reason)
+        elif taken.hop is not None:
+            taken.hop.ledger.unhold(taken.hop)
 
 
 def _adopt(taken: Taken, task: Any) -> None:
     """Let the running task work for the hop of the item that it took."""
-    hop = taken.hop
+    hop: Any = taken.hop
     mine = _get()
-    if mine is hop:
+    adoptions = _adoptions.get(task)
+    if mine is hop and (adoptions is None or not adoptions.taken):
         return
     if mine is not None and mine.runner is not None and mine.runner() is task and mine.done is None:
         return  # it is in the middle of a hop of its own
+    if adoptions is None:
+        adoptions = _adoptions[task] = Adoptions()
+    if not adoptions.taken and mine is not adoptions.last:
+        # Otherwise what it had then is still what it goes back to: the last item ended inside a hop of its own.
+        adoptions.base, adoptions.around = mine, None
+    # What others count on this hop by the short path may be done by this task from now on.
+    hop.adopted = True
     taken.adopted = hop
-    taken.before = mine
+    adoptions.taken.append(taken)
+    adoptions.last = hop
     current.set(hop)
     if machinery.get():
         return
@@ -274,8 +362,68 @@ def _adopt(taken: Taken, task: Any) -> None:
     own = span.is_recording() and not (mine is not None and isinstance(mine.span, HopSpan) and mine.span.span is span)
     if not own and isinstance(hop.span, HopSpan):
         # Without a token to hand back: the next item, or task_done, puts another context in its place.
-        taken.around = otel_context.get_current()
+        if adoptions.around is None:
+            adoptions.around = otel_context.get_current()
         otel_context.attach(hop.span.around())
+
+
+def _give_back(taken: Taken) -> None:
+    """Let the consumer go back to what it worked for, when it is through with an item."""
+    task = taken.task() if taken.task is not None else None
+    adoptions = _adoptions.get(task) if task is not None else None
+    if adoptions is None or taken not in adoptions.taken:
+        return
+    adoptions.taken.remove(taken)
+    # Somebody else called task_done, or it is inside a hop of its own: then its next item finds out.
+    if _running() is not task or _get() is not adoptions.last:
+        return
+    left = adoptions.taken[-1].adopted if adoptions.taken else None
+    ours = adoptions.last.span if adoptions.last is not None else None
+    hop = left if left is not None else adoptions.base
+    adoptions.last = left
+    current.set(hop)
+    around = adoptions.around
+    if around is None or not isinstance(ours, HopSpan) or trace.get_current_span() is not ours.span:
+        return
+    # What else the consumer has put into its context meanwhile stays.
+    if left is not None and isinstance(left.span, HopSpan):
+        otel_context.attach(left.span.around())
+    else:
+        otel_context.attach(trace.set_span_in_context(trace.get_current_span(around), otel_context.get_current()))
+
+
+def _lose(line: Line) -> None:
+    """A hook failed, or nobody watches any more: what was known of this queue is counted as dropped, and forgotten."""
+    _watched.discard(line)
+    queue = line.queue()
+    if queue is not None:
+        _lines.pop(queue, None)
+        if getattr(queue, "_hopwatch_line", None) is line:
+            queue._hopwatch_line = None  # noqa: SLF001
+    line.plain = line.quick = False
+    _unsingle(line, None)
+    for taken in list(line.taken):
+        hop = taken.hop
+        _let_go(line, taken, "cancelled", "hopwatch lost sight of it")
+        if hop is not None:
+            hop.ledger.lose(hop)
+    for found in (*line.inside, *(entry for entries in (line.by_identity or {}).values() for entry in entries)):
+        if found is not None:
+            hop = found.parent if found.kind == "event" and found.instance_of is line.queue else found
+            if hop is not None:
+                hop.ledger.lose(hop)
+    _empty(line, "cancelled", "hopwatch lost sight of it")
+
+
+def _failed(hook: str, queue: Any) -> None:
+    """Count a failure inside an `except` block; what is known of the queue does not fit it any more."""
+    failed(hook)
+    try:
+        line = known_line(queue)
+        if line is not None:
+            _lose(line)
+    except Exception:  # noqa: BLE001
+        failed("queue.lose")
 
 
 def discard(queue: Any) -> None:
@@ -285,9 +433,11 @@ def discard(queue: Any) -> None:
         _empty(line, "cancelled", "the queue was shut down and dropped it")
 
 
-def _empty(line: Line, outcome: Outcome, reason: str) -> None:
-    while line.inside:
+def _empty(line: Line, outcome: Outcome, reason: str, left: int = 0) -> None:
+    """Close what is inside a queue, but for the last `left` of it."""
+    while len(line.inside) > left:
         found = line.inside.popleft()
+        line.removed += 1
         if found is None:
             continue
         if found.kind == "event" and found.instance_of is line.queue:
@@ -315,21 +465,75 @@ def look(now: int) -> None:
     meters = hopwatch_process.here().telemetry
     while waited:
         meters.queue_wait.record(waited.popleft() / 1e9)
+    gone = hopwatch_process.here().ledger
     for line in list(_watched):
         queue = line.queue()
         if queue is None:
             _empty(line, "abandoned", "the queue that held it was collected")
+            if not line.taken and line.single is None:
+                _watched.discard(line)
         elif line.inside:
             meters.queue_depth.record(len(line.inside))
             _mark(line, now, threshold)
         for taken in list(line.taken):
-            if not isinstance(taken, Taken) or taken.task is None:
-                continue
-            task = taken.task()
-            if task is None or task.done():
-                _let_go(line, taken, "cancelled", "its consumer ended without task_done")
+            task = taken.task() if taken.task is not None else None
+            if taken.task is None:
+                # A callback, or another thread, took it; or it was taken before anything was known of this queue.
+                if not line.acknowledges or queue is None:
+                    _let_go(line, taken)
+            elif task is None or task.done():
+                if line.acknowledges:
+                    _let_go(line, taken, "cancelled", "its consumer ended without task_done")
+                else:
+                    _let_go(line, taken)
             elif not line.acknowledges and queue is not None and _parked(task, queue):
                 _let_go(line, taken)
+        _look_for_odds(line, queue, gone)
+
+
+def _look_for_odds(line: Line, queue: Any, ledger: Ledger) -> None:
+    """Find what stays wrong from one look to the next, and have it put right on the loop, where nothing else moves."""
+    single = line.single
+    orphaned = single is not None and _nobody_is_left(single, ledger)
+    missing = queue is not None and line.by_identity is None and len(line.inside) != queue.qsize()
+    line.odd = line.odd + 1 if orphaned or missing else 0
+    if line.odd < 2:
+        return
+    loop = line.loop() if line.loop is not None else None
+    try:
+        if loop is None:
+            raise RuntimeError  # noqa: TRY301 - as where it is closed
+        loop.call_soon_threadsafe(_put_right, line, single if orphaned else None)
+    except RuntimeError:
+        _put_right(line, single if orphaned else None)
+
+
+def _nobody_is_left(hop: Entry, ledger: Ledger) -> bool:
+    """Whether no task of `hop` is left that could call `task_done`: its own, one below it, or one that has been revealed."""
+    if hop.done is None or hop.live:
+        return False
+    task = hop.runner() if hop.runner is not None else None
+    if task is not None and not task.done():
+        return False
+    return not any(each.parent is hop and each.kind != "event" and each.done is None for each in ledger.open_hops())
+
+
+def _put_right(line: Line, orphan: Entry | None) -> None:
+    """Let go of an item whose consumer is gone, and of those that the application removed behind the queue's back."""
+    try:
+        if orphan is not None and line.single is orphan:
+            line.single = None
+            orphan.ledger.unhold(orphan)
+            line.quick = line.plain and not line.taken
+        queue = line.queue()
+        if queue is not None and line.by_identity is None:
+            size = queue.qsize()
+            if len(line.inside) > size:
+                _empty(line, "cancelled", "it was removed from the queue", size)
+            else:
+                line.inside.extend([None] * (size - len(line.inside)))
+    except Exception:  # noqa: BLE001
+        failed("queue.put_right")
 
 
 def _mark(line: Line, now: int, threshold: int) -> None:
@@ -380,7 +584,7 @@ def what_event_waits_on(entry: Entry) -> tuple[dict[str, Any], bool]:
     if entry.runner is None:
         depth = f" ({queue.qsize()} inside)" if queue is not None and hasattr(queue, "qsize") else ""
         line = known_line(queue) if queue is not None else None
-        consumers = [taken.task() for taken in (line.taken if line is not None else ()) if isinstance(taken, Taken) and taken.task is not None]
+        consumers = [taken.task() for taken in (line.taken if line is not None else ()) if taken.task is not None]
         told: list[waits.Wait] = [waits.of_task(task, holder_of=holder_of) for task in consumers[:4] if task is not None]
         # Nobody who took from this queue is busy: only a consumer that comes for it can move it.
         moves = any(wait.moves for wait in told)
@@ -400,8 +604,8 @@ def waiting_items(hop: Entry) -> list[tuple[dict[str, Any], bool]]:
     for line in list(_watched):
         if left <= 0 or len(out) >= 8:
             break
-        for taken in list(line.taken):
-            if isinstance(taken, Taken) and taken.hop is hop and taken.entry is None:
+        for taken in [*line.taken, *((Taken(hop, None, hop.runner),) if line.single is hop else ())]:
+            if taken.hop is hop and taken.entry is None:
                 left -= 1
                 if line.quiet and hop.done is None:
                     continue
@@ -427,10 +631,8 @@ def _putting(original: Any) -> Any:
     def put_nowait(self: Any, item: Any) -> Any:
         line = self._hopwatch_line
         hop = _get()
-        if line is None:
-            if hop is None:
-                return original(self, item)
-            line = line_of(self)
+        if line is None and (hop is None or (line := _begin(self)) is None):
+            return original(self, item)
         original(self, item)
         try:
             if hop is not None and line.plain:
@@ -442,10 +644,18 @@ def _putting(original: Any) -> Any:
             else:
                 enqueued(line, self, item, hop)
         except Exception:  # noqa: BLE001
-            failed("queue.put")
+            _failed("queue.put", self)
         return None
 
     return put_nowait
+
+
+def _begin(queue: Any) -> Line | None:
+    try:
+        return line_of(queue)
+    except Exception:  # noqa: BLE001
+        failed("queue.line")
+        return None
 
 
 def failed_to_hold(line: Line, queue: Any, item: Any, hop: Entry) -> None:
@@ -458,20 +668,24 @@ def failed_to_hold(line: Line, queue: Any, item: Any, hop: Entry) -> None:
 def _getting(original: Any) -> Any:
     @functools.wraps(original)
     def get_nowait(self: Any) -> Any:
+        item = original(self)
         line = self._hopwatch_line
         if line is None:
-            return original(self)
-        item = original(self)
+            return item
         try:
-            inside = line.inside
-            if line.quick and inside and inside[0] is _get():
-                # It works for this hop already, and will say when it is done: nothing changes but the count.
-                line.removed += 1
-                line.taken.append(inside.popleft())
-            else:
-                dequeued(line, item)
+            if line.quick:
+                inside = line.inside
+                if inside:
+                    hop = _get()
+                    if hop is inside[0] and hop is not None and not hop.adopted:
+                        # It works for this hop already, and will say when it is done: nothing changes but the count.
+                        line.single = inside.popleft()
+                        line.quick = False
+                        line.removed += 1
+                        return item
+            dequeued(line, item)
         except Exception:  # noqa: BLE001
-            failed("queue.get")
+            _failed("queue.get", self)
         return item
 
     return get_nowait
@@ -485,17 +699,17 @@ def _finishing(original: Any) -> Any:
         if line is None:
             return None
         try:
-            taken = line.taken
-            hop = _get()
-            if hop is not None and len(taken) == 1 and taken[0] is hop:
-                taken.clear()
+            hop = line.single
+            if hop is not None and not line.taken:
+                line.single = None
+                line.quick = True
                 hop.held -= 1
                 if hop.done is not None and not hop.held:
                     hop.ledger.settle(hop)
             else:
                 done_with(line)
         except Exception:  # noqa: BLE001
-            failed("queue.task_done")
+            _failed("queue.task_done", self)
         return None
 
     return task_done
@@ -509,7 +723,7 @@ def _shutting(original: Any) -> Any:
             try:
                 discard(self)
             except Exception:  # noqa: BLE001
-                failed("queue.shutdown")
+                _failed("queue.shutdown", self)
         return result
 
     return shutdown
@@ -531,12 +745,15 @@ def instrument(patches: Patches) -> None:
 
 def instrument_culsans(patches: Patches, queue: Any) -> None:
     """The same on `culsans.Queue`, which a2a-sdk uses before Python 3.13."""
-    patches.replace(queue, "put_nowait", _putting_culsans)
-    patches.replace(queue, "get_nowait", _getting_culsans)
+    for name in ("put_nowait", "green_put"):  # sync_put goes through green_put
+        patches.replace(queue, name, _putting_culsans)
+    for name in ("get_nowait", "green_get"):
+        patches.replace(queue, name, _getting_culsans)
     patches.replace(queue, "async_put", _putting_async)
     patches.replace(queue, "async_get", _getting_async)
     patches.replace(queue, "task_done", _finishing_culsans)
     patches.replace(queue, "shutdown", _shutting)
+    patches.replace(queue, "clear", _clearing)
 
 
 def _put_done(queue: Any, item: Any) -> None:
@@ -550,7 +767,7 @@ def _put_done(queue: Any, item: Any) -> None:
         if line is not None:
             enqueued(line, queue, item, hop)
     except Exception:  # noqa: BLE001
-        failed("queue.put")
+        _failed("queue.put", queue)
 
 
 def _get_done(queue: Any, item: Any) -> None:
@@ -559,26 +776,39 @@ def _get_done(queue: Any, item: Any) -> None:
         if line is not None:
             dequeued(line, item)
     except Exception:  # noqa: BLE001
-        failed("queue.get")
+        _failed("queue.get", queue)
 
 
 def _putting_culsans(original: Any) -> Any:
     @functools.wraps(original)
-    def put_nowait(self: Any, item: Any) -> None:
-        original(self, item)
+    def put(self: Any, item: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, item, *args, **kwargs)
         _put_done(self, item)
 
-    return put_nowait
+    return put
 
 
 def _getting_culsans(original: Any) -> Any:
     @functools.wraps(original)
-    def get_nowait(self: Any) -> Any:
-        item = original(self)
+    def get(self: Any, *args: Any, **kwargs: Any) -> Any:
+        _get_begun(self)
+        item = original(self, *args, **kwargs)
         _get_done(self, item)
         return item
 
-    return get_nowait
+    return get
+
+
+def _get_begun(queue: Any) -> None:
+    # Its waits cannot be told from outside, as those of asyncio's queue can: so who comes back says so here.
+    try:
+        line = _lines.get(queue)
+        if line is not None and line.taken and not line.acknowledges:
+            task = _running()
+            if task is not None:
+                _came_back(line, task, None)
+    except Exception:  # noqa: BLE001
+        _failed("queue.get", queue)
 
 
 def _putting_async(original: Any) -> Any:
@@ -594,6 +824,7 @@ def _putting_async(original: Any) -> Any:
 def _getting_async(original: Any) -> Any:
     @functools.wraps(original)
     async def async_get(self: Any) -> Any:
+        _get_begun(self)
         item = await original(self)
         _get_done(self, item)
         return item
@@ -610,6 +841,30 @@ def _finishing_culsans(original: Any) -> Any:
             if line is not None:
                 done_with(line)
         except Exception:  # noqa: BLE001
-            failed("queue.task_done")
+            _failed("queue.task_done", self)
 
     return task_done
+
+
+def _clearing(original: Any) -> Any:
+    @functools.wraps(original)
+    def clear(self: Any) -> None:
+        original(self)
+        try:
+            line = _lines.get(self)
+            if line is not None:
+                _empty(line, "cancelled", "the queue was cleared")
+        except Exception:  # noqa: BLE001
+            _failed("queue.clear", self)
+
+    return clear
+
+
+def _in_child() -> None:
+    # What is in the parent process's queues is the parent's.
+    _watched.clear()
+    _adoptions.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)

@@ -25,7 +25,7 @@ from hopwatch.telemetry import HopSpan
 
 if TYPE_CHECKING:
     from hopwatch.instrument import Patches
-    from hopwatch.ledger import Ledger
+    from hopwatch.ledger import Ledger, Outcome
 
 _ASYNCIO: Final = os.path.dirname(asyncio.__file__) + os.sep  # noqa: PTH120 - compared with co_filename, a str
 _FRAMES_TO_SKIP: Final = 6
@@ -48,8 +48,10 @@ _outside: dict[int, Any] = {}
 _get = current.get
 _new = object.__new__
 _getframe = sys._getframe  # noqa: SLF001 - the documented way to a caller that costs 60 ns, where inspect costs 30 us
-destroyed: deque[tuple[TaskNote, dict[str, Any]]] = deque(maxlen=4096)
-"""Tasks that were collected while pending, as told by the loop's exception handler; the ticker takes them from here."""
+destroyed: deque[tuple[TaskNote, dict[str, Any]]] = deque()
+"""Tasks that were collected while pending, as told by the loop's exception handler; the ticker takes them from here. At most as many as the ledger holds."""
+_closings: dict[int, tuple[Entry, Any]] = {}
+"""Async generators that a loop is about to close, each with a weak reference to the loop."""
 
 
 class TaskNote(Note):
@@ -84,7 +86,7 @@ class TaskNote(Note):
             _lose(self.parent, self)
 
     def _end(self, ledger: Ledger, task: Any, error: BaseException | None) -> None:
-        if self.offset < 0:
+        if self.runner is None:
             return  # collected while pending, and woken all the same: the ticker tells of it
         entry = ledger.promote(self)
         if task.cancelled():
@@ -253,7 +255,7 @@ def _is_decorated_service(coro: Any, code: Any, name: str) -> bool:
     """
     if own_name(code, name):
         return False
-    for value in list(coro.cr_frame.f_locals.values()):
+    for value in waits._referents(coro):  # noqa: SLF001 - its locals, which f_locals would keep alive
         if getattr(value, "__qualname__", None) == name and callable(value):
             inner = getattr(inspect.unwrap(value), "__code__", None)
             if inner is not None and is_service(inner, value.__module__, name):
@@ -291,7 +293,7 @@ def _handling(original: Any) -> Any:
                     if isinstance(note, TaskNote):
                         destroyed.append((note, waits.glance(task).as_dict()))
                         # A done callback may come yet, with a RuntimeError of the coroutine that was closed.
-                        note.offset = -1 - note.offset
+                        note.runner = None
         except Exception:  # noqa: BLE001
             failed("destroyed")
         return original(self, context)
@@ -310,20 +312,66 @@ def _finalizing(original: Any) -> Any:
     def _asyncgen_finalizer_hook(self: Any, agen: Any) -> Any:
         hop = _get()
         entry = None
-        if hop is not None and hop.done is None:
+        if hop is not None and not hop.closed:
             try:
                 entry = hop.ledger.open("task", "close of an async generator", hop)
+                if entry is not None:
+                    _closings[id(entry)] = (entry, ref(self))
             except Exception:  # noqa: BLE001
                 failed("asyncgen")
         result = original(self, agen)
         if entry is not None:
             try:
-                self.call_soon_threadsafe(entry.finish)  # after the call that makes the task
+                self.call_soon_threadsafe(_closed, entry, "finished")  # after the call that makes the task
             except RuntimeError:  # the loop is closed: nothing will run any more
-                entry.finish("cancelled")
+                _closed(entry, "cancelled")
         return result
 
     return _asyncgen_finalizer_hook
+
+
+def _closed(entry: Entry, outcome: Outcome) -> None:
+    try:
+        _closings.pop(id(entry), None)
+        entry.finish(outcome)
+    except Exception:  # noqa: BLE001
+        failed("asyncgen")
+
+
+def _closing(original: Any) -> Any:
+    """`close` of an event loop, which forgets the done callbacks that have not run yet."""
+
+    @functools.wraps(original)
+    def close(self: Any) -> Any:
+        try:
+            before = self.is_closed()
+            ended = [] if before else _ended_in(self)
+        except Exception:  # noqa: BLE001
+            ended = []
+            failed("loop.close")
+        result = original(self)
+        try:
+            for note, task in ended:
+                if note.done is None:
+                    note(task)
+            for entry, loop in list(_closings.values()):
+                if loop() is self:
+                    _closed(entry, "cancelled")
+        except Exception:  # noqa: BLE001
+            failed("loop.close")
+        return result
+
+    return close
+
+
+def _ended_in(loop: Any) -> list[tuple[Any, Any]]:
+    """The tasks of a loop that have ended and whose done callbacks have not run, with their notes."""
+    out: list[tuple[Any, Any]] = []
+    for noted in hopwatch_process.here().ledger.invisible():
+        task = noted.runner() if isinstance(noted, TaskNote) and noted.runner is not None else None
+        if task is not None and task.done() and task.get_loop() is loop:
+            out.append((noted, task))
+    return out
 
 
 def look(_: int) -> None:
@@ -333,12 +381,15 @@ def look(_: int) -> None:
     ledger = hopwatch_process.here().ledger
     for entry in [*ledger.invisible(), *ledger.open_hops()]:
         # A child of gather() is collected without a word (asyncio switches the report off for it).
-        if entry.kind == "task" and entry.runner is not None and entry.runner() is None and entry.done is None and not destroyed:
+        if entry.kind == "task" and entry.runner is not None and entry.done is None and entry.runner() is None and not destroyed:
             _bury(entry, None)
 
 
-def _bury(noted: TaskNote | Entry, waiting: dict[str, Any] | None) -> None:
+def _bury(noted: Note | Entry, waiting: dict[str, Any] | None) -> None:
     ledger = hopwatch_process.here().ledger
+    if (noted.parent.ledger if isinstance(noted, Note) else noted.ledger) is not ledger:
+        return  # forked: it is the parent process's task, and runs there
+    # A note whose task ended while we looked is over, and so is what is made of it.
     entry = ledger.promote(noted) if isinstance(noted, Note) else noted
     if entry.done is not None:
         return
@@ -384,6 +435,7 @@ def instrument(patches: Patches) -> None:
     patches.replace(loop, "create_task", _creating)
     patches.replace(loop, "call_exception_handler", _handling)
     patches.replace(loop, "_asyncgen_finalizer_hook", _finalizing)
+    patches.replace(loop, "close", _closing)
     hopwatch_process.on_tick(look)
 
 
@@ -392,3 +444,13 @@ def instrument_uvloop(patches: Patches, loop: Any) -> None:
     patches.replace(loop, "create_task", _creating)
     patches.replace(loop, "call_exception_handler", _handling)
     patches.replace(loop, "_asyncgen_finalizer_hook", _finalizing)
+    patches.replace(loop, "close", _closing)
+
+
+def _in_child() -> None:
+    destroyed.clear()
+    _closings.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)

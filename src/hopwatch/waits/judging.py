@@ -1,0 +1,421 @@
+"""Can what a task waits on move by itself?"""
+
+from __future__ import annotations
+
+import asyncio
+import types
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+from hopwatch.waits.chain import (
+    APPLICATION,
+    ASYNCIO,
+    LIBRARY,
+    LOCKS,
+    PASSIVE,
+    Frame,
+    own,
+    package_of,
+    place_of,
+    primitive,
+    split,
+    told,
+    walk,
+)
+from hopwatch.waits.objects import (
+    FUTURES,
+    GATHERING,
+    TASK_GROUP,
+    TASK_TYPES,
+    callbacks_of,
+    cells_of,
+    content,
+    coroutine_of,
+    field_of,
+    has_ended,
+    is_a,
+    is_pending,
+    loop_of,
+    raw_referents,
+    referents,
+    task_name,
+    type_name,
+    waits_for,
+)
+from hopwatch.waits.timers import Timers, clock, hidden_timer, timer_in, unix
+from hopwatch.waits.wait import ENDED, MOVING, PHRASES, RUNNING, UNREADABLE, Wait, peer_of, words_for
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from hopwatch.waits.wait import Kind
+
+    Holders = asyncio.Task[Any] | Collection[asyncio.Task[Any]] | None
+    HolderOf = Callable[[object], Holders]
+
+TASKS: Final = 128
+"""How many tasks one question looks at; beyond it, doubt."""
+DEPTH: Final = 32
+"""How many tasks that await one another are followed in a row."""
+LISTED: Final = 16
+
+
+def of_task(
+    task: asyncio.Task[Any],
+    *,
+    holder_of: HolderOf | None = None,
+    made_in: str | None = None,
+    timers: Timers | None = None,
+) -> Wait:
+    """Tell what `task` waits on and whether that can move by itself. From any thread; it never raises.
+
+    Args:
+        task: The task. One that has ended or runs right now moves.
+        holder_of: Tells which task holds a lock or semaphore, or None if that is not known; for a semaphore it may be a
+            list, tuple or set of all who hold it, of whom one that moves is enough. A lock whose holder is not known is
+            passive.
+        made_in: The file that made the task, if known. It decides for a task that runs asyncio's own coroutine and
+            nothing else, such as `create_task(queue.join())` in the A2A SDK, which else would be in doubt.
+        timers: What the questions of one tick share, so that each loop's timers are read once for all of them.
+    """
+    try:
+        look = _Look(holder_of, timers)
+        wait = look.at_task(task, LIBRARY if made_in is None else place_of(made_in))
+        return wait if wait.moves else look.confirmed(wait)
+    except Exception:  # noqa: BLE001  (a watcher in somebody's production must not be what fails)
+        return UNREADABLE
+
+
+def glance(task: asyncio.Task[Any]) -> Wait:
+    """Tell the little that is cheap about `task`: its own frames and the sort of future. It never raises.
+
+    For finalizers, where a task may be half gone. It looks at no other task, no callback and no timer, so `moves` is
+    False only where `of_task` would have to find one of those to say True.
+    """
+    try:
+        future = waits_for(task)
+        if not is_pending(future):
+            return RUNNING if not has_ended(task) else ENDED
+        frames, lost = walk(coroutine_of(task))
+        decisive, tail = split(frames)
+        place = decisive.place if decisive else LIBRARY
+        kind, _ = primitive(tail)
+        if kind is None:
+            kind = "task" if is_a(future, TASK_TYPES) else "gather" if is_a(future, GATHERING) else "future"
+        passive = kind not in MOVING and place in PASSIVE and not lost
+        return _told(Wait(kind, moves=not passive, what=PHRASES.get(kind, kind).format("")), task, frames)
+    except Exception:  # noqa: BLE001  (as above, and a finalizer has nobody to tell)
+        return UNREADABLE
+
+
+def _told(wait: Wait, task: object, frames: list[Frame]) -> Wait:
+    """Add whose wait it is and where."""
+    file, line, function = wait.file, wait.line, wait.function
+    if file is None:
+        for frame in reversed(frames):
+            if frame.place == APPLICATION:
+                file, line, function = frame.file, frame.line, frame.function
+                break
+    what = wait.what
+    if frames and frames[-1].closed:
+        last = frames[-1]
+        what = f"{what}; its coroutine is closed, and all that is left is that it was written at {last.file}:{last.line}"
+    return Wait(
+        wait.kind,
+        wait.moves,
+        what,
+        file,
+        line,
+        function,
+        task_name(task),
+        wait.until,
+        wait.peer,
+        wait.holder,
+        wait.of,
+        told(frames) + wait.chain,
+    )
+
+
+class _Look:
+    """One question and what it has seen so far."""
+
+    def __init__(self, holder_of: HolderOf | None, timers: Timers | None) -> None:
+        self.holder_of = holder_of
+        self.timers = timers or Timers()
+        self.answers: dict[int, Wait | None] = {}  # None: still being asked, so coming back to it is a cycle
+        self.rests_on: list[tuple[object, object]] = []  # (the task, or None; the future)
+        self.owners: list[object] = []  # the events, locks and queues that they belong to
+        self.cycle = False
+        self.root: object = None
+
+    def at_task(self, task: object, place: int, depth: int = 0) -> Wait:
+        """Judge a task. `place` decides for frames that are all asyncio's own."""
+        if self.root is None:
+            self.root = task
+        if id(task) in self.answers:
+            known = self.answers[id(task)]
+            name = task_name(task)
+            if known is not None:
+                return Wait(known.kind, known.moves, f"{known.what} (told above)", task=name)
+            self.cycle = self.cycle or task is self.root
+            return Wait(
+                "task", moves=False, what=f"task '{name}', which in turn waits for this: a cycle", task=name
+            )
+        if depth >= DEPTH or len(self.answers) >= TASKS:
+            return Wait("unknown", moves=True, what="more tasks than are looked at", task=task_name(task))
+        self.answers[id(task)] = None
+        wait = self._task(task, place, depth)
+        self.answers[id(task)] = wait
+        return wait
+
+    def _task(self, task: object, place: int, depth: int) -> Wait:
+        if not is_a(task, TASK_TYPES):
+            return Wait("unknown", moves=True, what="a task of a foreign kind")
+        future = waits_for(task)
+        if has_ended(task):
+            return replace(ENDED, task=task_name(task))
+        frames, lost = walk(coroutine_of(task))
+        if future is None or not is_pending(future):
+            if future is None or is_a(future, FUTURES):
+                return _told(RUNNING, task, frames)
+            return _told(Wait("unknown", moves=True, what="a future of a foreign kind"), task, frames)
+        if not frames:
+            # An eager task (3.12) that has not been started has no coroutine to look at.
+            return _told(Wait("unknown", moves=True, what="something that has no frames"), task, frames)
+        decisive, tail = split(frames)
+        if decisive is not None:
+            place = decisive.place
+        self.rests_on.append((task, future))
+        wait = self._inner(frames, decisive, tail, future, place=LIBRARY if lost else place, depth=depth)
+        if waits_for(task) is not future:
+            return _told(
+                RUNNING, task, []
+            )  # it went on while it was looked at: the frames are of two moments
+        when = timer_in(frames, task)
+        if when is None and not wait.moves:
+            handles = self.timers.of(loop_of(task))
+            when = handles.ending((id(task),))[1] if handles.complete else hidden_timer(frames, task)
+        return _told(wait if when is None else _bounded(wait, when), task, frames)
+
+    def _inner(
+        self,
+        frames: list[Frame],
+        decisive: Frame | None,
+        tail: list[Frame],
+        future: object,
+        *,
+        place: int,
+        depth: int,
+    ) -> Wait:
+        """Judge what the innermost frames await."""
+        for frame in reversed(frames):
+            if frame.place == APPLICATION:
+                break
+            if "/grpc/aio/" in frame.file:
+                return Wait("call", moves=True, what=PHRASES["call"])
+        kind, at = primitive(tail)
+        last = frames[-1]
+        if kind is None and last.place == ASYNCIO and last.name in {"wait_for", "_cancel_and_wait"}:
+            inner = self._waited_for(last, future, place, depth)
+            if inner is not None:
+                return inner
+        if kind == "socket" or (decisive is not None and _is_socket(decisive)):
+            peer = peer_of([*tail, decisive] if decisive else tail)
+            what = f"data from {peer}" if peer else "a socket"
+            if at is not None and at.file.endswith("subprocess.py"):
+                what = "a process"
+            return Wait("socket", moves=True, what=what, peer=peer)
+        if decisive is not None and kind is None and _anyio_group(decisive):
+            group = next(
+                (t for t in referents(decisive.awaitable) if type_name(type(t)) == "TaskGroup"), None
+            )
+            return self.at_many("task_group", field_of(group, "_tasks"), place, depth)
+        if at is None or kind == "thread":
+            return self.at_future(future, place, depth, decisive if not tail else None)
+        if kind == "sleep":
+            return Wait("sleep", moves=True, what=PHRASES["sleep"])
+        if kind == "wait":
+            return self.at_many(kind, _awaited_set(at, frames), place, depth)
+        if kind == "task_group":
+            return self.at_many(
+                kind, field_of(own(at, TASK_GROUP), "_tasks") if TASK_GROUP else None, place, depth
+            )
+        return self._at_primitive(kind or "unknown", at, decisive, place, depth)
+
+    def _at_primitive(self, kind: Kind, at: Frame, decisive: Frame | None, place: int, depth: int) -> Wait:
+        classes = (
+            asyncio.Queue
+            if kind.startswith("queue")
+            else tuple(cls for cls, sort in LOCKS if cls and sort == kind)
+        )
+        owner = own(at, classes) if classes else None
+        if owner is not None:
+            self.owners.append(owner)
+        words = words_for(decisive, kind) if decisive is not None and place in PASSIVE else None
+        label = f" `{words}`" if words else f" 0x{id(owner):x}" if owner is not None else ""
+        what = PHRASES.get(kind, "something").format(label)
+        if place not in PASSIVE:
+            return Wait(kind, moves=True, what=f"{what}{_inside(decisive)}")
+        if kind not in ("lock", "semaphore"):
+            return Wait(kind, moves=kind in MOVING, what=what)
+        if kind == "lock" and owner is not None and field_of(owner, "_locked") is False:
+            return Wait(kind, moves=True, what=f"{what}, which is changing hands")
+        holders = self._holders(owner)
+        if not holders:
+            return Wait(kind, moves=False, what=what)
+        names = " and ".join(f"'{task_name(holder)}'" for holder in holders[:3]) + ", ..." * (
+            len(holders) > 3
+        )
+        name, many = task_name(holders[0]), "s" * (len(holders) > 1)
+        alive = [holder for holder in holders if not has_ended(holder)]
+        if not alive:
+            ended = "has ended" if not many else "have ended"
+            return Wait(
+                kind,
+                moves=False,
+                what=f"{what}, never released by task{many} {names}, which {ended}",
+                holder=name,
+            )
+        held = tuple(self.at_task(holder, place, depth + 1) for holder in alive[:LISTED])
+        moves = any(wait.moves for wait in held) or len(alive) > LISTED
+        return Wait(kind, moves=moves, what=f"{what} held by task{many} {names}", holder=name, of=held)
+
+    def _holders(self, owner: object) -> list[Any]:
+        found = self.holder_of(owner) if self.holder_of is not None and owner is not None else None
+        if found is None:
+            return []
+        return [*found] if type(found) in (list, tuple, set, frozenset) else [found]
+
+    def _waited_for(self, frame: Frame, waiter: object, place: int, depth: int) -> Wait | None:
+        """Judge what the `wait_for` of 3.10 and 3.11 waits for, in a task of its own, as if it were awaited directly."""
+        inner = next((t for t in referents(frame.awaitable) if is_a(t, FUTURES) and t is not waiter), None)
+        if inner is None or waiter is None:
+            return None
+        if is_a(inner, TASK_TYPES):
+            return self.at_task(inner, place, depth + 1)
+        return self.at_future(inner, place, depth)
+
+    def at_future(self, future: object, place: int, depth: int, frame: Frame | None = None) -> Wait:
+        """Judge a future. `frame` awaits it directly, if any does."""
+        if is_a(future, TASK_TYPES):
+            child = self.at_task(future, place, depth + 1)
+            return Wait("task", moves=child.moves, what=f"task '{task_name(future)}'", of=(child,))
+        if not is_pending(future):
+            return ENDED if is_a(future, FUTURES) else UNREADABLE
+        self.rests_on.append((None, future))
+        if depth >= DEPTH:
+            return Wait("unknown", moves=True, what="more futures than are looked at")
+        if is_a(future, GATHERING):
+            return self.at_many("gather", field_of(future, "_children"), place, depth)
+        for callback in callbacks_of(future):
+            if type(callback) is not types.FunctionType:
+                continue
+            name = callback.__qualname__
+            if name == "_chain_future.<locals>._call_check_cancel":
+                return Wait("thread", moves=True, what=PHRASES["thread"])
+            if name == "shield.<locals>._outer_done_callback":
+                # By its name, for from 3.14 the task that awaits the shield is closed over as well.
+                inner = dict(zip(callback.__code__.co_freevars, cells_of(callback), strict=False)).get(
+                    "inner"
+                )
+                if not is_a(inner, FUTURES) or inner is future:
+                    return Wait("unknown", moves=True, what="something shielded")
+                wait = self.at_future(inner, place, depth + 1)
+                return replace(wait, what=f"{wait.what} (shielded)")
+        words = words_for(frame, "future") if frame is not None and place in PASSIVE else None
+        what = PHRASES["future"].format(f" `{words}`" if words else "")
+        return Wait(
+            "future",
+            moves=place not in PASSIVE,
+            what=what if place in PASSIVE else f"{what}{_inside(frame)}",
+        )
+
+    def at_many(self, kind: Kind, awaited: object, place: int, depth: int) -> Wait:
+        """Judge a set of tasks and futures, any of which can end the wait or bring its end nearer."""
+        if type(awaited) not in (set, frozenset, list, tuple):
+            return Wait(kind, moves=True, what=f"{PHRASES[kind]} that could not be read")
+        pending = [one for one in list(awaited) if not has_ended(one)]  # type: ignore[call-overload]
+        listed: list[Wait] = []
+        moves = not pending
+        for one in pending:
+            if len(listed) >= LISTED and moves:
+                break
+            wait = (
+                self.at_task(one, place, depth + 1)
+                if is_a(one, TASK_TYPES)
+                else self.at_future(one, place, depth + 1)
+            )
+            moves = moves or wait.moves
+            if len(listed) < LISTED:
+                listed.append(wait)
+        things = "task" if all(is_a(one, TASK_TYPES) for one in pending) else "future"
+        what = f"{len(pending)} {things}{'s' * (len(pending) != 1)} ({kind.replace('_', ' ')})"
+        return Wait(kind, moves=moves, what=what, of=tuple(listed))
+
+    def confirmed(self, wait: Wait) -> Wait:
+        """Return a passive answer if it held as a whole, and no timer of the loop is about to end it."""
+        for task, future in self.rests_on:
+            if not is_pending(future) or (task is not None and waits_for(task) is not future):
+                return replace(
+                    wait, moves=True, what=f"{wait.what}; something went on while it was looked at"
+                )
+        wanted = {id(one) for pair in (*self.rests_on, self.owners) for one in pair if one is not None}
+        loops = {
+            id(loop): loop
+            for task, _ in self.rests_on
+            if task is not None and (loop := loop_of(task)) is not None
+        }
+        for loop in loops.values():
+            handles = self.timers.of(loop)
+            handles.read()
+            found, when = handles.ending(wanted)
+            if found:
+                return _bounded(wait, when) if when is not None else replace(wait, moves=True)
+        if self.cycle:
+            return replace(wait, what=f"{wait.what}: a cycle")
+        return wait
+
+
+def _is_socket(frame: Frame) -> bool:
+    file = frame.file.replace("\\", "/")
+    return (
+        "/anyio/" in file and frame.function.startswith(("SocketStream.", "UNIXSocketStream."))
+    ) or file.startswith("uvloop/")
+
+
+def _anyio_group(frame: Frame) -> bool:
+    return frame.function == "TaskGroup.__aexit__" and frame.file.replace("\\", "/").endswith(
+        "/anyio/_backends/_asyncio.py"
+    )
+
+
+def _closed_over(generator: object) -> list[types.CellType]:
+    return [thing for thing in raw_referents(generator) if type(thing) is types.CellType]
+
+
+def _awaited_set(frame: Frame, frames: list[Frame]) -> Any:
+    """Return what `asyncio.wait` or `asyncio.as_completed` waits for."""
+    if frame.name == "_wait":
+        return next(
+            (thing for thing in referents(frame.awaitable) if type(thing) in (set, frozenset, list)), None
+        )
+    for outer in (frame, *frames):
+        for thing in referents(outer.awaitable):
+            if type_name(type(thing)) == "_AsCompletedIterator":  # 3.13
+                return field_of(thing, "_todo")
+            if type(thing) is types.GeneratorType and thing.__qualname__ == "as_completed":  # until 3.12
+                return next((t for t in map(content, _closed_over(thing)) if type(t) is set), None)
+    return None
+
+
+def _inside(frame: Frame | None) -> str:
+    package = package_of(frame.file.replace("\\", "/")) if frame is not None else None
+    return f" inside {package.partition('.')[0]}" if package else ""
+
+
+def _bounded(wait: Wait, when: float) -> Wait:
+    """Return a wait that a timer ends at `when`, if nothing ends it before."""
+    until = unix(when)
+    if until is not None and wait.until is not None:
+        until = min(until, wait.until)
+    return replace(wait, moves=True, until=until, what=f"{wait.what}{clock(until)}")

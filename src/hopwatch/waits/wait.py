@@ -1,0 +1,212 @@
+"""What is said of a wait: its kind, the name that the source gives to what is awaited, who is at the other end?"""
+
+from __future__ import annotations
+
+import asyncio
+import dis
+import types
+import weakref
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from hopwatch.waits.objects import field_of, is_a, module_of, referents, type_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from hopwatch.waits.chain import Frame
+
+Kind = Literal[
+    "running", "future", "event", "lock", "semaphore", "condition", "barrier", "queue_get", "queue_put", "queue_join",
+    "sleep", "socket", "thread", "task", "gather", "wait", "task_group", "call", "unknown",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """What one task waits on, as far as it can be known from outside.
+
+    Attributes:
+        kind: What sort of wait it is.
+        moves: False if only other work could end it; True if it can end by itself, or if that is in doubt.
+        what: What it waits on, as a phrase for a person.
+        file: File of the innermost frame of the application.
+        line: Line of that frame.
+        function: Qualified name of that frame's function.
+        task: Name of the task that waits.
+        until: When a timer ends the wait, in Unix seconds.
+        peer: `host:port` at the other end of a socket.
+        holder: Name of the task that holds the lock.
+        of: The waits of the tasks and futures that this one waits for.
+        chain: `file:line function` of every frame, outermost first.
+    """
+
+    kind: Kind
+    moves: bool
+    what: str
+    file: str | None = None
+    line: int | None = None
+    function: str | None = None
+    task: str | None = None
+    until: float | None = None
+    peer: str | None = None
+    holder: str | None = None
+    of: tuple[Wait, ...] = ()
+    chain: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it ready for JSON, without what is not known."""
+        told: dict[str, Any] = {"kind": self.kind, "moves": self.moves, "what": self.what}
+        for field in fields(self)[3:]:
+            value = getattr(self, field.name)
+            if field.name == "of":
+                value = [child.as_dict() for child in value]
+            elif field.name == "chain":
+                value = list(value)
+            if value is not None and value != []:
+                told[field.name] = value
+        return told
+
+
+MOVING: Final = frozenset({"running", "sleep", "socket", "thread", "call", "unknown"})
+
+PHRASES: Final[dict[str, str]] = {
+    "future": "a future{} that nobody has set",
+    "event": "event{}, which nobody has set",
+    "lock": "lock{}",
+    "semaphore": "semaphore{}",
+    "condition": "condition{} to be notified",
+    "barrier": "others at barrier{}",
+    "queue_get": "an item from queue{}",
+    "queue_put": "room in queue{}",
+    "queue_join": "queue{} to be worked off",
+    "sleep": "asyncio.sleep",
+    "socket": "a socket",
+    "thread": "a thread",
+    "task": "a task",
+    "gather": "tasks (gather)",
+    "wait": "tasks (wait)",
+    "task_group": "a task group's tasks",
+    "call": "a gRPC call",
+}
+RUNNING: Final = Wait("running", moves=True, what="nothing: it runs or is about to")
+ENDED: Final = Wait("running", moves=True, what="nothing: it has ended")
+UNREADABLE: Final = Wait("unknown", moves=True, what="something that could not be read")
+# What the application calls on a primitive of each kind, to find what it calls the primitive.
+_VERBS: Final[dict[str, frozenset[str]]] = {
+    "lock": frozenset({"acquire"}),
+    "semaphore": frozenset({"acquire"}),
+    "event": frozenset({"wait"}),
+    "condition": frozenset({"wait", "wait_for"}),
+    "barrier": frozenset({"wait"}),
+    "queue_get": frozenset({"get"}),
+    "queue_put": frozenset({"put"}),
+    "queue_join": frozenset({"join"}),
+}
+
+_SILENT_OPCODES: Final = frozenset(
+    {"CACHE", "NOP", "EXTENDED_ARG", "PRECALL", "PUSH_NULL", "RESUME", "NOT_TAKEN", "KW_NAMES"}
+)
+_words_known: dict[tuple[int, int, str], tuple[weakref.ref[types.CodeType], str | None]] = {}
+
+
+def words_for(frame: Frame, kind: str) -> str | None:
+    """Return the words by which the source of `frame` names what it awaits, such as `self.stock`.
+
+    From the bytecode: the frame is suspended at that very expression, so no value need be looked at.
+    """
+    awaitable = frame.awaitable
+    cls = type(awaitable)
+    if cls is types.CoroutineType:
+        seen = awaitable.cr_frame
+    elif cls is types.GeneratorType:
+        seen = awaitable.gi_frame
+    else:
+        seen = awaitable.ag_frame if cls is types.AsyncGeneratorType else None
+    if seen is None:
+        return None
+    code, at = seen.f_code, seen.f_lasti
+    key = (id(code), at, kind)
+    known = _words_known.get(key)
+    if known is not None and known[0]() is code:
+        return known[1]
+    try:
+        words = _read_words(code, at, _VERBS.get(kind, frozenset()))
+    except Exception:  # noqa: BLE001  (bytecode changes with every Python; a name is not worth an answer)
+        words = None
+    if len(_words_known) >= 1024:
+        _words_known.clear()
+    _words_known[key] = (weakref.ref(code), words)
+    return words
+
+
+def _read_words(code: types.CodeType, at: int, verbs: frozenset[str]) -> str | None:
+    read = [step for step in dis.get_instructions(code) if step.opname not in _SILENT_OPCODES]
+    index = max((i for i, step in enumerate(read) if step.offset <= at), default=-1)
+    while index >= 0 and read[index].opname not in {"GET_AWAITABLE", "GET_ANEXT", "GET_YIELD_FROM_ITER"}:
+        index -= 1
+    if index < 1 or read[index].opname != "GET_AWAITABLE":
+        return None  # `async for`, or a generator
+    index -= 1
+    if read[index].opname == "BEFORE_ASYNC_WITH":
+        return _expression(read, index - 1)
+    if any(
+        step.opname == "LOAD_SPECIAL" for step in read[max(index - 2, 0) : index + 1]
+    ):  # `async with` from 3.14
+        while read[index].opname in {"CALL", "SWAP", "COPY", "LOAD_SPECIAL"}:
+            index -= 1
+        return _expression(read, index)
+    if not verbs:
+        return _expression(read, index)
+    for step in range(index, max(index - 32, 0), -1):
+        name = read[step].opname
+        if name in {"LOAD_ATTR", "LOAD_METHOD"} and read[step].argval in verbs:
+            return _expression(read, step - 1)
+        if name in {"POP_TOP", "END_SEND", "YIELD_FROM", "GET_AWAITABLE"} or (
+            name.startswith("STORE_") and "LOAD" not in name
+        ):
+            return None
+    return None
+
+
+def _expression(read: list[dis.Instruction], index: int) -> str | None:
+    """Return the dotted name that ends at an instruction, None for any other expression."""
+    parts: list[str] = []
+    while index >= 0:
+        name, value = read[index].opname, read[index].argval
+        if name in {"LOAD_ATTR", "LOAD_METHOD"}:
+            parts.append(value)
+        elif "LOAD_FAST" in name or name in {"LOAD_GLOBAL", "LOAD_DEREF", "LOAD_NAME", "LOAD_CLASSDEREF"}:
+            parts.append(value[-1] if type(value) is tuple else value)
+            return ".".join(reversed(parts)) if len(parts) <= 6 else None
+        else:
+            return None
+        index -= 1
+    return None
+
+
+def peer_of(frames: Iterable[Frame]) -> str | None:
+    """Return `host:port` of the first socket that a stream or transport among the locals of `frames` has."""
+    for frame in frames:
+        for thing in referents(frame.awaitable):
+            transport = thing
+            if (
+                is_a(thing, (asyncio.StreamReader, asyncio.StreamWriter))
+                or type_name(type(thing)) == "SocketStream"
+            ):
+                transport = field_of(thing, "_transport")
+            module = module_of(type(transport))
+            if not is_a(transport, asyncio.BaseTransport) and module != "uvloop.loop":
+                continue
+            if not module.startswith(("asyncio.", "uvloop.")):
+                continue
+            try:
+                name = transport.get_extra_info("peername")
+            except Exception:  # noqa: BLE001, S112  (uvloop raises where the transport has been closed)
+                continue
+            if type(name) is tuple and len(name) >= 2:
+                host = f"[{name[0]}]" if ":" in str(name[0]) else name[0]
+                return f"{host}:{name[1]}"
+            if type(name) is str and name:
+                return name
+    return None

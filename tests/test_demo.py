@@ -1,0 +1,108 @@
+"""Does each planted fault give its verdict, and name its hop? Real processes, the stock launcher, the real collector."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hopwatch.demo.faults import FAULTS
+
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(240)]
+
+
+def play(fault, *more):
+    done = subprocess.run(
+        [sys.executable, "-m", "hopwatch.cli", "demo", "--fault", fault, *more],
+        capture_output=True,
+        text=True,
+        timeout=220,
+        # Whatever other instrumentations are installed beside: the demo is about hopwatch.
+        env={**os.environ, "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "asyncio,httpx,starlette,fastapi,asgi"},
+        check=False,
+    )
+    return done
+
+
+def told(fault):
+    done = play(fault, "--json")
+    outcome = json.loads(done.stdout)
+    assert outcome["problem"] is None, (outcome["problem"], outcome["history"], done.stderr[-3000:])
+    assert done.returncode == 0
+    assert outcome["verdict"] == FAULTS[fault].verdict
+    return outcome
+
+
+def hops(told, /, **wanted):
+    return [hop for hop in told["cascade"]["hops"] if all(hop[key] == value for key, value in wanted.items())]
+
+
+def test_three_agents_that_do_their_work_settle_in_one_trace_over_four_processes():
+    outcome = told("none")
+    assert {hop["state"] for hop in outcome["cascade"]["hops"]} == {"ended"}
+    assert len({hop["instance"] for hop in outcome["cascade"]["hops"]}) == 4
+    # Three hops a message, two a push, and 1.3.0 pushes four times a task.
+    assert len(outcome["cascade"]["hops"]) == 3 * 3 + 2 * 3 * 4
+    assert not any(hop["late"] for hop in outcome["cascade"]["hops"])
+
+
+def test_a_worker_that_awaits_a_future_nobody_sets_stalls_at_file_and_line():
+    outcome = told("hang")
+    (worker,) = hops(outcome, kind="execution", agent="worker")
+    assert outcome["cascade"]["frontier"] == [worker["id"]]
+    assert worker["waits_on"]["kind"] == "future"
+    assert "worker.py:" in outcome["cascade"]["reason"]
+
+
+def test_two_locks_in_opposite_order_stall_with_both_tasks_and_both_holders():
+    outcome = told("deadlock")
+    reason = outcome["cascade"]["reason"]
+    assert all(word in reason for word in ("execution of worker", "`stock`", "`account`", "'reserve'", "'charge'"))
+
+
+def test_a_refused_push_stalls_the_one_that_waits_for_it_and_is_named():
+    outcome = told("drop-push")
+    assert "answered 503" in outcome["cascade"]["reason"]
+    (waiting,) = hops(outcome, kind="execution", agent="planner")
+    assert waiting["id"] in outcome["cascade"]["frontier"]
+    assert waiting["waits_on"]["line"]
+
+
+def test_a_slow_server_keeps_it_in_flight_and_then_it_settles():
+    outcome = told("slow")
+    assert [change["verdict"] for change in outcome["history"]] == ["in_flight", "settled"]
+
+
+def test_a_task_that_nobody_keeps_breaks_the_cascade_with_where_it_was_made_and_what_it_awaited():
+    outcome = told("gc")
+    (lost,) = hops(outcome, outcome="abandoned")
+    assert lost["kind"] == "task"
+    assert "worker.py:" in lost["location"]
+    assert "awaited a future" in lost["reason"]
+
+
+def test_a_worker_that_is_stopped_is_silent_and_in_flight_again_when_it_goes_on():
+    outcome = told("silent")
+    assert [change["verdict"] for change in outcome["history"]] == ["in_flight", "silent", "in_flight"]
+
+
+def test_a_worker_whose_telemetry_never_leaves_it_is_unknown_and_never_settled():
+    outcome = told("lost")
+    assert all(change["verdict"] in ("in_flight", "unknown") for change in outcome["history"])
+    assert "was promised hop" in outcome["cascade"]["reason"]
+
+
+def test_the_demo_says_in_plain_lines_what_it_saw():
+    done = play("none")
+    assert done.returncode == 0
+    assert "As it must be: settled" in done.stdout
+    assert "\x1b" not in done.stdout
+
+
+def test_an_unknown_fault_is_a_usage_error_that_names_the_known_ones():
+    done = play("gravity")
+    assert done.returncode == 2
+    assert "gravity" in done.stderr
+    assert "drop-push" in done.stderr

@@ -1,0 +1,247 @@
+"""Does each row of the table of verdicts hold, and only where it must? Hops written by hand, one story a row."""
+
+import pytest
+
+from hopwatch.records import Hop
+from hopwatch.verdict import ON_ITS_WAY, SECOND, SILENT_AFTER, Agent, judge
+
+NOW = 1_000_000 * SECOND
+LONG_AGO = NOW - 600 * SECOND
+
+
+def hop(number, parent=None, *, kind="execution", agent="a", ended=True, age=600, **more):
+    """A hop that began `age` seconds ago; its record came at once."""
+    started = NOW - age * SECOND
+    defaults = {
+        "instance": agent * 16,
+        "name": f"{kind} {number}",
+        "started": started,
+        "ended": started + SECOND if ended else None,
+        "outcome": "finished" if ended else None,
+        "arrived": LONG_AGO,
+        "heard": LONG_AGO,
+    }
+    return Hop(cascade="c" * 32, id=ident(number), agent=agent, kind=kind, parent=ident(parent) if parent else None, **{**defaults, **more})
+
+
+def ident(number):
+    return f"{number:016x}"
+
+
+def alive(*agents, sampled=NOW, **more):
+    return {agent * 16: Agent(agent * 16, agent, heard=NOW - SECOND, sampled=sampled, **more) for agent in agents}
+
+
+def verdict(*hops, agents=None, tasks=None, rejected=0, now=NOW):
+    return judge({each.id: each for each in hops}, agents or {}, now=now, tasks=tasks, rejected=rejected)
+
+
+def waiting(**more):
+    return {"kind": "future", "what": "a future `answer` that nobody has set", "file": "work.py", "line": 7, "moves": False, **more}
+
+
+def test_nothing_is_known_of_a_cascade_without_records():
+    assert verdict().verdict == "unknown"
+
+
+def test_all_ended_all_seen_is_settled():
+    found = verdict(hop(1, children=1), hop(2, 1))
+    assert found.verdict == "settled"
+    assert found.final
+
+
+def test_an_open_hop_of_an_agent_that_lives_is_in_flight_and_at_the_frontier():
+    found = verdict(hop(1, ended=False, children=1), hop(2, 1, ended=False, agent="b"), agents=alive("a", "b"))
+    assert found.verdict == "in_flight"
+    assert found.frontier == [ident(2)]
+
+
+def test_the_frontier_is_below_hops_that_have_ended():
+    found = verdict(
+        hop(1, ended=False, children=1), hop(2, 1, kind="send", children=1), hop(3, 2, ended=False), agents=alive("a")
+    )
+    assert found.frontier == [ident(3)]
+
+
+def test_an_open_hop_of_an_agent_that_is_not_heard_of_is_silent():
+    found = verdict(hop(1, ended=False))
+    assert found.verdict == "silent"
+    assert "a has not been heard of for 600 s" in found.reason
+
+
+def test_a_hop_that_moves_elsewhere_keeps_it_in_flight_though_one_agent_is_silent():
+    found = verdict(hop(1, ended=False, children=1), hop(2, 1, ended=False, agent="b"), agents=alive("b"))
+    assert found.verdict == "in_flight"
+    assert "a has not been heard of" in found.reason
+
+
+def test_passive_everywhere_is_stalled_and_says_where():
+    found = verdict(hop(1, ended=False, moves=False, sampled=NOW, waits=waiting()), agents=alive("a"))
+    assert found.verdict == "stalled"
+    assert "a future `answer` that nobody has set at work.py:7" in found.reason
+    assert not found.final
+
+
+def test_what_failed_last_is_told_with_a_stall():
+    found = verdict(
+        hop(1, ended=False, moves=False, sampled=NOW, waits=waiting(), children=1),
+        hop(2, 1, kind="push", outcome="failed", reason="x:1 answered 503", peer="refused", peer_name="x:1"),
+        agents=alive("a"),
+    )
+    assert found.verdict == "stalled"
+    assert "x:1 answered 503" in found.reason
+
+
+@pytest.mark.parametrize(
+    "late",
+    [
+        {"sampled": NOW - 599 * SECOND - 1},  # looked at before the last event
+        {"moves": True, "sampled": NOW},
+        {"moves": None},
+    ],
+)
+def test_a_look_that_is_older_than_the_last_event_or_in_doubt_is_no_stall(late):
+    found = verdict(
+        hop(1, ended=False, children=1, **{"moves": False, **late}), hop(2, 1), agents=alive("a", sampled=0)
+    )
+    assert found.verdict == "in_flight"
+
+
+def test_a_heartbeat_says_that_nothing_changed_since_an_older_look():
+    one = hop(1, ended=False, moves=False, sampled=NOW - 599 * SECOND - 1, waits=waiting(), children=1)
+    assert verdict(one, hop(2, 1), agents=alive("a", sampled=NOW)).verdict == "stalled"
+
+
+def test_a_declared_child_that_never_came_is_no_stall_but_unknown():
+    found = verdict(hop(1, ended=False, moves=False, sampled=NOW, children=1), agents=alive("a"))
+    assert found.verdict == "unknown"
+
+
+def test_a_clock_that_is_hours_wrong_does_not_make_a_look_seem_new():
+    behind = 3600 * SECOND
+    # The event at b is the newest of all, though its clock, an hour behind, says otherwise.
+    event = hop(2, 1, agent="b", kind="request", remote=True, started=NOW - SECOND - behind, ended=NOW - behind)
+    sampled = NOW - 2 * SECOND
+    agents = {**alive("a", sampled=sampled), **alive("b", skew=behind)}
+    found = verdict(hop(1, ended=False, moves=False, sampled=sampled), event, agents=agents)
+    assert found.verdict == "in_flight"
+
+
+def test_an_abandoned_hop_breaks_it_for_good_and_names_what_else_is_open():
+    lost = hop(2, 1, kind="task", outcome="abandoned", reason="destroyed while pending", location="work.py:3 run")
+    found = verdict(hop(1, ended=False, children=1, moves=True), lost, agents=alive("a"))
+    assert found.verdict == "broken"
+    assert "destroyed while pending" in found.reason
+    assert "work.py:3" in found.reason
+    assert "Still open: execution of a" in found.reason
+    assert found.final
+
+
+def test_a_parent_that_was_never_heard_of_is_unknown():
+    found = verdict(hop(2, 1))
+    assert found.verdict == "unknown"
+    assert found.missing[0].what == "parent"
+
+
+def test_what_was_promised_lately_is_on_its_way_and_later_unknown():
+    sent = hop(1, kind="send", peer="instrumented", peer_hop=ident(9), heard=NOW - SECOND, peer_name="b:80")
+    assert verdict(sent).verdict == "in_flight"
+    later = verdict(sent, now=NOW + ON_ITS_WAY)
+    assert later.verdict == "unknown"
+    assert f"was promised hop {ident(9)} by b:80" in later.reason
+    assert later.missing[0].id == ident(9)
+
+
+def test_a_remote_hop_is_no_local_child_even_in_the_same_process():
+    found = verdict(hop(1, kind="send", children=1, peer="instrumented", peer_hop=ident(2)), hop(2, 1, remote=True))
+    assert found.verdict == "unknown"
+    assert found.missing[0].what == "children"
+
+
+def test_a_delivery_nobody_knows_of_is_unknown_unless_the_other_side_was_seen():
+    sent = hop(1, kind="send", outcome="failed", peer="unknown")
+    assert verdict(sent).verdict == "unknown"
+    assert verdict(sent, hop(2, 1, agent="b", kind="request", remote=True)).verdict == "settled"
+
+
+def test_a_message_that_was_refused_has_no_child():
+    assert verdict(hop(1, kind="send", outcome="failed", peer="refused")).verdict == "settled"
+
+
+def test_a_peer_whose_sampler_drops_the_trace_is_named():
+    found = verdict(hop(1, kind="send", peer="instrumented", peer_hop=ident(2), peer_sampled=False, peer_name="b:80"))
+    assert found.verdict == "unknown"
+    assert "b:80 drops this trace by its sampler" in found.reason
+
+
+def test_a_full_ledger_is_unknown():
+    assert verdict(hop(1, dropped=3)).verdict == "unknown"
+
+
+def test_a_late_child_that_was_corrected_for_and_not_seen_is_unknown():
+    assert verdict(hop(1, late_children=1)).verdict == "unknown"
+    assert verdict(hop(1, late_children=1), hop(2, 1, late=True)).verdict == "settled"
+
+
+def test_a_late_child_does_not_stand_in_for_a_lost_one():
+    assert verdict(hop(1, children=1), hop(2, 1, late=True)).verdict == "unknown"
+
+
+def test_refused_records_are_unknown():
+    assert verdict(hop(1), rejected=1).verdict == "unknown"
+
+
+def test_parents_in_a_circle_are_unknown_and_end():
+    found = verdict(hop(1, 2), hop(2, 3), hop(3, 1))
+    assert found.verdict == "unknown"
+    both = verdict(hop(9), hop(1, 2, ended=False), hop(2, 1, ended=False))
+    assert both.verdict in ("silent", "unknown")
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [
+        ("TASK_STATE_COMPLETED", "settled"),
+        ("TASK_STATE_FAILED", "settled"),
+        ("TASK_STATE_CANCELED", "settled"),
+        ("TASK_STATE_REJECTED", "settled"),
+        ("TASK_STATE_INPUT_REQUIRED", "waiting"),
+        ("TASK_STATE_AUTH_REQUIRED", "waiting"),
+        ("TASK_STATE_WORKING", "stranded"),
+        ("TASK_STATE_SUBMITTED", "stranded"),
+    ],
+)
+def test_the_state_of_the_last_task_decides_when_nothing_is_open(state, expected):
+    assert verdict(hop(1, task_id="t", task_state=state, task_at=5)).verdict == expected
+
+
+def test_a_task_that_another_cascade_finished_is_finished_in_both():
+    left = hop(1, task_id="t", task_state="TASK_STATE_INPUT_REQUIRED", task_at=5)
+    assert verdict(left).verdict == "waiting"
+    assert verdict(left, tasks={("a", "t"): ("TASK_STATE_COMPLETED", 9)}).verdict == "settled"
+
+
+def test_a_terminal_state_is_not_undone_by_a_later_one():
+    done = hop(1, task_id="t", task_state="TASK_STATE_COMPLETED", task_at=5, children=1)
+    again = hop(2, 1, kind="push", task_id="t", task_state="TASK_STATE_WORKING", task_at=9)
+    assert verdict(done, again).verdict == "settled"
+
+
+def test_what_a_client_last_saw_of_a_peers_task_is_not_the_tasks_state():
+    sent = hop(1, kind="send", peer="instrumented", peer_hop=ident(2), task_id="t", task_state="TASK_STATE_SUBMITTED", task_at=5)
+    ran = hop(2, 1, agent="b", remote=True, task_id="t", task_state="TASK_STATE_COMPLETED", task_at=4)
+    assert verdict(sent, ran).verdict == "settled"
+
+
+def test_a_webhook_without_hopwatch_is_settled_up_to_it():
+    found = verdict(hop(1, children=1), hop(2, 1, kind="push", peer="opaque", peer_name="hook:80"))
+    assert found.verdict == "settled"
+    assert found.opaque == ["hook:80"]
+    assert "Settled up to hook:80" in found.reason
+
+
+def test_an_agent_is_silent_only_after_three_heartbeats():
+    one = hop(1, ended=False, moves=True)
+    just = {"a" * 16: Agent("a" * 16, "a", heard=NOW - SILENT_AFTER)}
+    assert verdict(one, agents=just).verdict == "in_flight"
+    assert verdict(one, agents=just, now=NOW + 1).verdict == "silent"
