@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import inspect
 import json
 import os
 import sys
 from collections import deque
 from time import time_ns
+from types import CellType, FrameType
 from typing import TYPE_CHECKING, Any, Final
 from weakref import ref
 
@@ -255,7 +257,12 @@ def _is_decorated_service(coro: Any, code: Any, name: str) -> bool:
     """
     if own_name(code, name):
         return False
-    for value in waits._referents(coro):  # noqa: SLF001 - its locals, which f_locals would keep alive
+    # Not f_locals, which up to Python 3.12 keeps what is in it alive as long as the frame.
+    found = gc.get_referents(coro)
+    if sys.version_info < (3, 11):
+        found = gc.get_referents(*(each for each in found if isinstance(each, FrameType)))
+    for each in found:
+        value = each.cell_contents if isinstance(each, CellType) else each
         if getattr(value, "__qualname__", None) == name and callable(value):
             inner = getattr(inspect.unwrap(value), "__code__", None)
             if inner is not None and is_service(inner, value.__module__, name):

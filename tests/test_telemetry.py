@@ -1,0 +1,358 @@
+"""What leaves a process, and when? Markers, heartbeats, ends, and exporters that misbehave."""
+
+import json
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+from exported import exporter, fresh, ours
+
+from hopwatch import attributes as names
+from hopwatch import propagation
+from hopwatch.process import read_settings
+from hopwatch.telemetry import SECOND, begin, within
+
+
+@pytest.fixture
+def process():
+    made = fresh()
+    # The test looks itself, when it wants to.
+    made.telemetry._started = True
+    made.telemetry._idle = False
+    return made
+
+
+def aged(entry, seconds):
+    entry.started -= int(seconds * SECOND)
+    return entry
+
+
+def open_hop(process, kind="execution", name="work", parent=None, **more):
+    return begin(process, kind, name, parent, **more)
+
+
+def records(record):
+    return [span for span in exporter.get_finished_spans() if (span.attributes or {}).get(names.RECORD) == record]
+
+
+def run(code, *, env=None, timeout=60):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(code)],
+        capture_output=True, text=True, timeout=timeout, check=False, env=env,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_a_hop_that_ends_within_a_tick_costs_one_span_and_no_heartbeat(process):
+    open_hop(process).finish()
+    process.telemetry._tick(process)
+    (span,) = exporter.get_finished_spans()
+    assert span.attributes == {
+        names.RECORD: names.RECORD_END,
+        names.INSTANCE: process.instance,
+        names.HOP_KIND: "execution",
+    }
+
+
+def test_an_open_hop_is_marked_after_a_quarter_of_a_second_a_second_and_ten(process):
+    hop = open_hop(process)
+    process.telemetry._tick(process)
+    assert records("open") == []
+    for age, count in ((0.3, 1), (0.1, 1), (0.7, 2), (5, 2), (5, 3)):
+        aged(hop, age)
+        process.telemetry._tick(process)
+        assert len(records("open")) == count
+    marker = records("open")[0]
+    assert marker.start_time == marker.end_time
+    assert f"{marker.parent.span_id:016x}" == hop.id
+    assert f"{marker.context.span_id:016x}" != hop.id
+    assert f"{marker.context.trace_id:032x}" == hop.cascade
+    assert marker.attributes[names.HOP_NAME] == "work"
+    hop.finish()
+
+
+def test_a_heartbeat_tells_how_many_hops_are_open_in_a_trace_of_the_process_that_samplers_keep(process):
+    hops = [aged(open_hop(process), 1) for _ in range(3)]
+    process.telemetry._tick(process)
+    process.telemetry._tick(process)  # not again before 5 s
+    (beat,) = records("heartbeat")
+    assert beat.attributes[names.HEARTBEAT_OPEN] == 3
+    assert beat.attributes[names.HEARTBEAT_DROPPED] == 0
+    assert beat.attributes[names.HEARTBEAT_SAMPLED] > 0
+    assert beat.context.trace_id & 0xFFFFFFFFFFFFFFFF == 1
+    for hop in hops:
+        hop.finish()
+
+
+def test_a_hop_that_closes_later_than_its_work_ends_when_its_work_did(process):
+    hop = open_hop(process)
+    task = process.ledger.open("task", "rest", hop)
+    hop.finish()
+    done = hop.done
+    assert ours() == []
+    task.finish()
+    (span,) = ours()
+    assert span.end_time == done
+
+
+def test_what_outlasts_the_threshold_is_revealed_with_its_true_start(process):
+    hop = open_hop(process)
+    task = process.ledger.open("task", "slow", hop)
+    process.telemetry._tick(process)
+    assert not task.visible
+    aged(task, 1.1)
+    process.telemetry._tick(process)
+    assert task.visible
+    task.finish()
+    hop.finish()
+    spans = {span.name: span for span in records("end")}
+    assert spans["slow"].start_time == task.started
+    assert spans["work"].attributes[names.HOP_CHILDREN] == 1
+
+
+def test_a_failed_hop_is_an_error_with_its_reason_and_a_cancelled_one_is_not(process):
+    open_hop(process, name="bad").finish("failed", "ValueError: no")
+    open_hop(process, name="gone").finish("cancelled")
+    spans = {span.name: span for span in ours()}
+    assert (spans["bad"].status.status_code.name, spans["bad"].status.description) == ("ERROR", "ValueError: no")
+    assert spans["gone"].status.status_code.name == "UNSET"
+    assert spans["gone"].attributes[names.HOP_OUTCOME] == "cancelled"
+
+
+def test_spans_of_others_inside_a_hop_are_below_it_and_hand_on_its_tracestate(process):
+    from opentelemetry import trace
+
+    hop = open_hop(process)
+    with within(hop), trace.get_tracer("application").start_as_current_span("mine") as span:
+        state = span.get_span_context().trace_state
+        assert state.get(names.TRACESTATE_KEY) == f"{hop.cascade}-{hop.id}"
+        assert f"{span.parent.span_id:016x}" == hop.id
+    hop.finish()
+
+
+def test_a_vendors_tracestate_is_kept_beside_ours(process):
+    from opentelemetry import trace
+    from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, TraceState
+
+    around = SpanContext(5, 6, is_remote=True, trace_flags=TraceFlags(1), trace_state=TraceState([("vendor", "x")]))
+    with trace.use_span(NonRecordingSpan(around)):
+        hop = open_hop(process)
+    assert hop.cascade == f"{5:032x}"
+    assert propagation.outgoing(hop)["tracestate"] == f"hopwatch={hop.cascade}-{hop.id},vendor=x"
+    hop.finish()
+
+
+@pytest.mark.parametrize(
+    "state",
+    ["", "hopwatch=", "hopwatch=zz", "hopwatch=" + "a" * 32, f"hopwatch={'0' * 32}-{'a' * 16}", f"hopwatch={'A' * 32}-{'a' * 16}", "other=hopwatch", "hopwatch=" + "-" * 300],
+)  # fmt: skip
+def test_a_tracestate_that_is_not_ours_or_malformed_carries_no_hop(state):
+    assert propagation.incoming({"tracestate": state}) is None
+
+
+def test_a_push_says_so_in_its_tracestate(process):
+    push = open_hop(process, kind="push")
+    carrier = propagation.incoming(propagation.outgoing(push))
+    assert (carrier.cascade, carrier.hop, carrier.push) == (push.cascade, push.id, True)
+    push.finish()
+
+
+def test_an_acknowledgement_is_taken_only_for_its_own_cascade(process):
+    mine, other = open_hop(process, kind="send"), open_hop(process, kind="send")
+    taken = open_hop(process, kind="request", parent=mine)
+    propagation.acknowledged(mine, propagation.acknowledgement(taken, mine.cascade))
+    propagation.acknowledged(other, propagation.acknowledgement(taken, mine.cascade))
+    assert mine.attributes[names.PEER_HOP] == taken.id
+    assert other.attributes[names.PEER] == "opaque"
+    for junk in (None, "", "00-xx", "00-" + "a" * 32 + "-zzzzzzzzzzzzzzzz-01", "1-2-3-4-5"):
+        propagation.acknowledged(other, junk)
+        assert other.attributes[names.PEER] == "opaque"
+    for hop in (taken, mine, other):
+        hop.finish()
+
+
+def test_settings_that_cannot_be_used_are_told_of_and_the_defaults_hold():
+    settings = read_settings({"HOPWATCH_DETAIL": "loud", "HOPWATCH_REVEAL_AFTER": "soon", "HOPWATCH_CAPACITY": "-3"})
+    assert (settings.detail, settings.reveal_after, settings.capacity) == ("hops", 1.0, 100_000)
+    assert len(settings.problems) == 3
+    assert "'loud'" in settings.problems[0]
+    assert read_settings({"HOPWATCH_DETAIL": " ALL "}).detail == "all"
+
+
+SETUP = """
+import json, os, sys, threading, time
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExporter, SpanExportResult
+from hopwatch.process import here, failures
+from hopwatch.telemetry import begin
+"""
+
+
+def test_an_exporter_that_hangs_hangs_neither_the_agent_nor_the_ticker():
+    done = run(
+        SETUP
+        + """
+reached, release = threading.Event(), threading.Event()
+class Hanging(SpanExporter):
+    def export(self, spans):
+        reached.set()
+        release.wait()
+        return SpanExportResult.SUCCESS
+provider = TracerProvider(shutdown_on_exit=False)
+provider.add_span_processor(BatchSpanProcessor(Hanging()))
+trace.set_tracer_provider(provider)
+process = here()
+hop = begin(process, "execution", "open", None)
+begin(process, "execution", "short", None).finish()
+assert reached.wait(20), "nothing was flushed"
+for _ in range(5000):
+    begin(process, "execution", "work", hop).finish()
+# The flusher hangs; the ticker goes on.
+until = time.monotonic() + 20
+while hop.span.markers < 2 and time.monotonic() < until:
+    time.sleep(0.02)
+print(json.dumps([hop.span.markers, len(process.ledger), failures]), flush=True)
+os._exit(0)
+"""
+    )
+    assert json.loads(done.stdout) == [2, 1, {}]
+
+
+def test_an_exporter_that_fails_harms_nobody():
+    done = run(
+        SETUP
+        + """
+class Failing(SpanExporter):
+    def export(self, spans):
+        raise OSError("the disk is full")
+provider = TracerProvider(shutdown_on_exit=False)
+provider.add_span_processor(SimpleSpanProcessor(Failing()))
+trace.set_tracer_provider(provider)
+process = here()
+for _ in range(10):
+    begin(process, "execution", "work", None).finish()
+print(len(process.ledger), flush=True)
+os._exit(0)
+"""
+    )
+    assert done.stdout.strip() == "0"
+
+
+def test_records_are_exported_within_a_second_and_a_half_though_the_batch_delay_is_five():
+    done = run(
+        SETUP
+        + """
+arrived = threading.Event()
+class Telling(SpanExporter):
+    def export(self, spans):
+        arrived.set()
+        return SpanExportResult.SUCCESS
+provider = TracerProvider(shutdown_on_exit=False)
+provider.add_span_processor(BatchSpanProcessor(Telling(), schedule_delay_millis=3_600_000))
+trace.set_tracer_provider(provider)
+begin(here(), "execution", "work", None).finish()
+# The batch processor alone would come in an hour: whatever comes was asked for by the ticker.
+print(arrived.wait(30), flush=True)
+os._exit(0)
+"""
+    )
+    assert done.stdout.strip() == "True"
+
+
+def test_a_trace_that_the_sampler_drops_is_acknowledged_as_such_and_never_told_of():
+    done = run(
+        SETUP
+        + """
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+from hopwatch import propagation
+class Telling(SpanExporter):
+    def export(self, spans):
+        print("exported", [span.name for span in spans])
+        return SpanExportResult.SUCCESS
+provider = TracerProvider(sampler=ALWAYS_OFF)
+provider.add_span_processor(SimpleSpanProcessor(Telling()))
+trace.set_tracer_provider(provider)
+hop = begin(here(), "request", "ask", None)
+print(propagation.acknowledgement(hop, hop.cascade)[-3:], len(hop.id), len(hop.cascade))
+child = begin(here(), "execution", "run", hop)
+print(child.cascade == hop.cascade, child.parent_id == hop.id, child.id != hop.id)
+child.finish(); hop.finish()
+print(len(here().ledger))
+"""
+    )
+    assert done.stdout.split("\n")[:3] == ["-00 16 32", "True True True", "0"]
+
+
+def test_without_an_sdk_the_ledger_still_counts():
+    done = run(
+        """
+        import hopwatch
+        with hopwatch.cascade("one") as one:
+            inside = hopwatch.current()
+            with hopwatch.cascade("two") as two:
+                print(one.id == two.id, inside.id != hopwatch.current().id, len(hopwatch.pending()))
+        print(len(hopwatch.pending()))
+        """
+    )
+    assert done.stdout.split("\n")[:2] == ["True True 2", "0"]
+
+
+def test_a_forked_child_has_a_ledger_of_its_own_and_does_not_report_its_parents_hops():
+    done = run(
+        SETUP
+        + """
+import warnings
+warnings.simplefilter("ignore")  # Python 3.12 warns of a fork beside threads, which ours are
+class Telling(SpanExporter):
+    def export(self, spans):
+        for span in spans:
+            if span.attributes["hopwatch.record"] == "end":
+                print(os.getpid() == parent, span.name, span.attributes.get("hopwatch.hop.remote", False), flush=True)
+        return SpanExportResult.SUCCESS
+parent = os.getpid()
+provider = TracerProvider(shutdown_on_exit=False)
+provider.add_span_processor(SimpleSpanProcessor(Telling()))
+trace.set_tracer_provider(provider)
+hop = begin(here(), "execution", "before", None)
+instance = here().instance
+child = os.fork()
+if child == 0:
+    assert here().instance != instance
+    assert len(here().ledger) == 0
+    begin(here(), "send", "in the child", hop).finish()
+    os._exit(0)
+_, status = os.waitpid(child, 0)
+hop.finish()
+print(status, flush=True)
+os._exit(0)
+"""
+    )
+    assert done.stdout.split("\n")[:3] == ["False in the child True", "True before False", "0"]
+
+
+def test_importing_hopwatch_and_its_instrumentors_loads_nothing_of_the_application():
+    done = run(
+        """
+        import sys
+        from hopwatch.instrument.asyncio import AsyncioInstrumentor
+        from hopwatch.instrument.a2a import A2AInstrumentor
+        AsyncioInstrumentor().instrument()
+        A2AInstrumentor().instrument()
+        print([name for name in ("a2a", "starlette", "httpx", "grpc", "uvicorn", "click", "rich", "sqlite3", "orjson", "google.protobuf") if name in sys.modules])
+        """
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_ticker_sleeps_while_nothing_is_open(process):
+    process.telemetry._started = False
+    hop = open_hop(process)
+    hop.finish()
+    until = time.monotonic() + 20
+    while not process.telemetry._idle and time.monotonic() < until:
+        time.sleep(0.02)
+    assert process.telemetry._idle
