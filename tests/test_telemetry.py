@@ -350,8 +350,10 @@ def test_importing_hopwatch_and_its_instrumentors_loads_nothing_of_the_applicati
 
 def test_the_ticker_sleeps_while_nothing_is_open(process):
     process.telemetry._started = False
+    process.telemetry._idle = True
     hop = open_hop(process)
     hop.finish()
+    assert not process.telemetry._idle
     until = time.monotonic() + 20
     while not process.telemetry._idle and time.monotonic() < until:
         time.sleep(0.02)

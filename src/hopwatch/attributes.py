@@ -87,7 +87,6 @@ A2A_TASK_STATE: Final = "a2a.task.state"
 A2A_MESSAGE_ID: Final = "a2a.message.id"
 A2A_REFERENCE_TASK_IDS: Final = "a2a.message.reference_task_ids"
 A2A_TENANT: Final = "a2a.tenant"
-A2A_PROTOCOL_VERSION: Final = "a2a.protocol.version"
 GEN_AI_CONVERSATION_ID: Final = "gen_ai.conversation.id"
 
 # Of queues, locks and messages that wait.
@@ -115,7 +114,6 @@ METRIC_QUEUE_DEPTH: Final = "hopwatch.queue.depth"
 METRIC_LOCK_WAIT: Final = "hopwatch.lock.wait"
 METRIC_LOCK_HOLD: Final = "hopwatch.lock.hold"
 METRIC_DESTROYED: Final = "hopwatch.tasks.destroyed"
-METRIC_PENDING_AT_SHUTDOWN: Final = "hopwatch.tasks.pending_at_shutdown"
 METRIC_DROPPED: Final = "hopwatch.ledger.dropped"
 METRIC_FAILURES: Final = "hopwatch.hooks.failed"
 

@@ -311,7 +311,9 @@ def read_hop(
         hop.task_id = _text(value, names.A2A_TASK_ID)
     if (value := get(names.A2A_TASK_STATE)) is not None:
         hop.task_state = _text(value, names.A2A_TASK_STATE)
-        hop.task_at = hop.ended or hop.sampled or start
+        # An execution's state is the last one that was stored while it was open. What a request or a send tells is a
+        # snapshot from some time after its start, and a push tells of an event that may have been overtaken.
+        hop.task_at = 0 if kind == "push" else (hop.ended or hop.sampled or start) if kind == "execution" else hop.started
     if (value := get(names.CODE_FILE_PATH)) is not None:
         hop.location = f"{_text(value, names.CODE_FILE_PATH)}:{get(names.CODE_LINE_NUMBER, 0)}"
         if (value := get(names.CODE_FUNCTION_NAME)) is not None:
@@ -378,8 +380,11 @@ def _waits(value: object) -> dict[str, Any] | None:
         raise RecordError(f"{names.HOP_WAITS} is {_shown(value)}; it is a JSON object of at most 65,536 characters")
     try:
         waits = json.loads(value)
-    except (ValueError, RecursionError):
-        raise RecordError(f"{names.HOP_WAITS} is {_shown(value)}; it is not JSON") from None
+    except RecursionError:
+        raise RecordError(f"{names.HOP_WAITS} is {_shown(value)}; it nests too deeply") from None
+    except ValueError:
+        # A limit on the length of attributes cuts it; that the hop is open, and whether it moves, is told all the same.
+        return {"kind": "unknown", "what": "something whose description was cut on its way", "moves": True}
     if not isinstance(waits, dict):
         raise RecordError(f"{names.HOP_WAITS} is {_shown(value)}; it is a JSON object")
     return waits

@@ -12,6 +12,7 @@ import secrets
 import threading
 import time
 import weakref
+from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import context as otel_context
@@ -128,7 +129,10 @@ class Telemetry:
         """Records that no flush has been asked for yet."""
         self._flushed_at = 0
         self._beat_at = 0
-        self._round = 0
+        self._to_look_at: list[Entry] = []
+        """The open hops of the current round of sampling that have not been looked at yet, the oldest last."""
+        self._ended: deque[tuple[str, str, int]] = deque(maxlen=2 * DURATIONS_A_TICK)
+        """Kind, outcome and nanoseconds of hops that closed, for a histogram."""
         self._started = False
         self._starting = threading.Lock()
         self._meters = _Meters(self)
@@ -163,8 +167,11 @@ class Telemetry:
                 span.set_status(Status(StatusCode.ERROR, entry.reason))
             if hop.name != entry.name:
                 span.update_name(entry.name)
-            span.end(end_time=max(entry.done or 0, entry.started))
+            done = max(entry.done or 0, entry.started)
+            span.end(end_time=done)
             self._waiting += 1
+            if len(self._ended) < DURATIONS_A_TICK:
+                self._ended.append((entry.kind, entry.outcome or "finished", done - entry.started))
         except Exception:  # noqa: BLE001
             failed("telemetry.closed")
         if self._idle:
@@ -308,8 +315,12 @@ class Telemetry:
         hops = ledger.open_hops()
         # Hops are in the order of their start: short ones cost no heartbeat.
         if hops and now - hops[0].started >= MARKERS_AT[0] and now - self._beat_at >= HEARTBEAT:
-            self._look_at_all(hops, now)
+            if not self._to_look_at:
+                self._to_look_at = hops[::-1]
+            self._look_at_some()
             self._beat(process, hops, now)
+        elif self._to_look_at:
+            self._look_at_some()
         for hop in hops:
             span = hop.span
             if not isinstance(span, HopSpan) or hop.closed:
@@ -322,7 +333,7 @@ class Telemetry:
                     due = MARKERS_AT[span.markers] if span.markers < len(MARKERS_AT) else (span.markers - len(MARKERS_AT) + 2) * MARKERS_AT[-1]
                 self._sample(hop, span, time.time_ns())
                 self._mark(hop, span)
-        self._meters.record(ledger)
+        self._meters.record(ledger, self._ended)
         if self._waiting and now - self._flushed_at >= FLUSH_EVERY and not self._flushing:
             self._flushed_at = now
             self._waiting = 0
@@ -352,25 +363,23 @@ class Telemetry:
 
                 set_location(revealed)
 
-    def _look_at_all(self, hops: list[Entry], now: int) -> None:
-        """Sample what the open hops wait on, round robin within the budget; a marker goes out where it changed."""
+    def _look_at_some(self) -> None:
+        """Sample what open hops wait on, within the budget of a tick; a marker goes out where it changed.
+
+        Each heartbeat begins a round over all of them, and the ticks after it go on with it.
+        """
         until = time.perf_counter_ns() + SAMPLING_BUDGET
-        count = len(hops)
-        for step in range(count):
-            hop = hops[(self._round + step) % count]
+        while self._to_look_at:
+            hop = self._to_look_at.pop()
             span = hop.span
-            if not isinstance(span, HopSpan):
-                continue
-            if now - hop.started < MARKERS_AT[0]:
+            if hop.closed or not isinstance(span, HopSpan):
                 continue
             before = (span.told, span.moves)
             self._sample(hop, span, time.time_ns())
             if span.markers and (span.told, span.moves) != before and not hop.closed:
                 self._mark(hop, span)
             if time.perf_counter_ns() > until:
-                self._round += step + 1
                 return
-        self._round = 0
 
     def _sample(self, hop: Entry, span: HopSpan, now: int) -> None:
         try:
@@ -564,6 +573,7 @@ class _Meters:
 
     def __init__(self, telemetry: Telemetry) -> None:
         meter = metrics.get_meter(names.SCOPE)
+        self._hops = meter.create_histogram(names.METRIC_DURATION, "s", "How long hops took")
         self._durations = {
             "task": meter.create_histogram(names.METRIC_TASK_DURATION, "s", "How long asyncio tasks of cascades ran"),
             "event": meter.create_histogram(names.METRIC_EVENT_DURATION, "s", "From enqueue to task_done"),
@@ -596,8 +606,11 @@ class _Meters:
             "Hooks of hopwatch that failed",
         )
 
-    def record(self, ledger: Any) -> None:
+    def record(self, ledger: Any, ended: deque[tuple[str, str, int]]) -> None:
         """Put the durations of what ended lately into histograms."""
+        while ended:
+            kind, outcome, duration = ended.popleft()
+            self._hops.record(duration / 1e9, {names.HOP_KIND: kind, names.HOP_OUTCOME: outcome})
         durations = ledger.durations
         for _ in range(2 * DURATIONS_A_TICK):  # a busy process pays a bounded price
             try:

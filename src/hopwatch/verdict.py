@@ -105,7 +105,8 @@ def judge(
         The first row of the table of verdicts that holds.
     """
     if not hops:
-        return Verdict("unknown", "No record of this cascade has come.")
+        came = f"All {rejected} records of this cascade were refused." if rejected else "No record of this cascade has come."
+        return Verdict("unknown", came)
     tree = _Tree(hops)
     missing, opaque = _missing(tree, rejected, tasks or {})
     opened = [hop for hop in hops.values() if hop.ended is None]

@@ -61,7 +61,7 @@ BAD = {
     "children is a fraction": (saying(end(C, HOP), **{names.HOP_CHILDREN: 1.5}), names.HOP_CHILDREN, True),
     "instance of the wrong length": (end(C, HOP, instance="abc"), names.INSTANCE, True),
     "parent is itself": (end(C, HOP, parent=HOP), "the hop itself", True),
-    "waits is no JSON": (saying(opened(C, HOP), **{names.HOP_WAITS: "{"}), names.HOP_WAITS, True),
+    "waits is no text": (saying(opened(C, HOP), **{names.HOP_WAITS: 5}), names.HOP_WAITS, True),
     "waits is too deep": (saying(opened(C, HOP), **{names.HOP_WAITS: '{"a":' * 400 + "1" + "}" * 400}), names.HOP_WAITS, True),
     "waits holds half a character": (saying(opened(C, HOP), **{names.HOP_WAITS: '{"a":"\\ud800"}'}), names.HOP_WAITS, True),
     "waits holds a huge number": (saying(opened(C, HOP), **{names.HOP_WAITS: '{"a":' + "9" * 99 + "}"}), names.HOP_WAITS, True),

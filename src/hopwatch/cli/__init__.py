@@ -11,6 +11,9 @@ import sys
 def main() -> None:
     """Run the command line; the entry point of the script `hopwatch` and of `python -m hopwatch.cli`."""
     try:
+        import httpx  # noqa: F401, PLC0415
+        import rich  # noqa: F401, PLC0415 - the commands load it only when they draw
+
         from hopwatch.cli.commands import run  # noqa: PLC0415 - an agent has the script without the extra
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in ("click", "rich", "httpx"):

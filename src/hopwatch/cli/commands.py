@@ -143,7 +143,7 @@ def hopwatch() -> None:
     type=click.IntRange(0, 65535),
     default=4318,
     show_default=True,
-    help="For OTLP/HTTP, the API and the page.",
+    help="For OTLP/HTTP and the API.",
 )
 @click.option(
     "--grpc-port", type=click.IntRange(0, 65535), default=4317, show_default=True, help="For OTLP/gRPC."
@@ -289,7 +289,7 @@ def wait(
 @hopwatch.command()
 @click.option("--fault", default="none", show_default=True, callback=_fault, help="What goes wrong in it.")
 @click.option("--hold", is_flag=True, help="Leave agents and collector running until Ctrl-C.")
-@_json("the final cascade")
+@_json("what was planted, what came of it, and the cascade")
 @click.pass_context
 def demo(ctx: click.Context, *, fault: str, hold: bool, as_json: bool) -> None:
     """Run three real agents that hand work to each other, with a fault if one is wanted, and watch them."""

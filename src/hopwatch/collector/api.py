@@ -222,7 +222,8 @@ def agent_object(agent: Agent, now: int) -> dict[str, Any]:
         "name": agent.name,
         "instance": agent.instance,
         "pid": agent.pid or None,
-        "state": "alive" if now - agent.heard <= SILENT_AFTER else "silent",
+        # Without open hops a process has nothing to say: that is no silence.
+        "state": "alive" if now - agent.heard <= SILENT_AFTER else "silent" if agent.open else "idle",
         "heard": timestamp(agent.heard),
     }
 

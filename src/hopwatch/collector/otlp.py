@@ -57,6 +57,10 @@ class Unreadable:
 _UNREADABLE: Final = Unreadable()
 
 
+_CUT: Final = "hopwatch.cut"
+"""Marks the attributes of a span of which the sender dropped some."""
+
+
 # Requests ------------------------------------------------------------------------------------------------------
 
 
@@ -139,6 +143,9 @@ def _take(batch: Batch, sender: Sender, span: Span) -> None:
     latest = now + DAY
     if end > latest:
         raise RecordError("the span ends more than a day in the collector's future")
+    if _CUT in attributes or names.RECORD not in attributes:
+        # An attribute that is absent has a meaning: one that was dropped must not be taken for it.
+        raise RecordError("the sender dropped attributes of the span: raise OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT there")
     if len(attributes) > MAX_ATTRIBUTES:
         raise RecordError(f"the span has more than {MAX_ATTRIBUTES} attributes")
     if len("".join(attributes)) > MAX_NAMES:
@@ -204,7 +211,11 @@ def _protobuf_resource_spans(request: Any) -> Iterator[tuple[Sender, int, Iterab
                     value = pair.value
                     # Most are texts: asking which of the kinds it is would cost more than looking.
                     attributes[pair.key] = value.string_value or _protobuf_value(value)
-                if names.RECORD not in attributes:
+                if span.dropped_attributes_count:
+                    attributes[_CUT] = True
+                elif names.RECORD not in attributes:
+                    continue
+                if foreign and names.RECORD not in attributes:
                     continue
                 ours.append(
                     Span(
@@ -314,7 +325,10 @@ def _json_resource_spans(request: Mapping[str, Any]) -> Iterator[tuple[Sender, i
                 if isinstance(pairs, list) and any(
                     isinstance(pair, dict) and pair.get("key") == names.RECORD for pair in pairs
                 ):
-                    ours.append(_json_span(span))
+                    read = _json_span(span)
+                    if _integer(span.get("droppedAttributesCount")):
+                        read.attributes[_CUT] = True
+                    ours.append(read)
         yield _json_sender(each), count - len(ours), ours
 
 

@@ -50,7 +50,7 @@ depths: deque[int] = deque(maxlen=256)
 class Taken:
     """An item that was taken from a queue: for whom, and by whom."""
 
-    __slots__ = ("adopted", "entry", "hop", "task")
+    __slots__ = ("adopted", "counted", "entry", "hop", "task")
 
     def __init__(self, hop: Entry | None, entry: Entry | None, task: Any) -> None:
         self.hop = hop
@@ -61,6 +61,8 @@ class Taken:
         """Weak reference to the consumer's task; None where no task took it."""
         self.adopted: Entry | None = None
         """The hop that the consumer works for because of this item."""
+        self.counted = False
+        """Whether the consumer is one that is counted on the same hop."""
 
 
 class Line:
@@ -244,14 +246,14 @@ def dequeued(line: Line, item: Any) -> None:
     taken = Taken(hop, entry, reference)
     # From here on it is not lost any more, whatever fails.
     line.taken.append(taken)
-    if len(line.taken) > 1 or line.single is not None:
-        _unsingle(line, reference)
-        if not line.acknowledges:
+    _unsingle(line, reference)
+    if not line.acknowledges:
+        if _calls_task_done():
+            line.acknowledges = True
+        else:
             _came_back(line, task, taken)
     if hop is not None and task is not None and entry is not hop:
         _adopt(taken, task)
-    elif hop is None and not line.acknowledges and task is not None and _calls_task_done():
-        line.acknowledges = True
 
 
 def _running() -> Any:
@@ -262,19 +264,17 @@ def _running() -> Any:
 
 
 def _came_back(line: Line, task: Any, but: Taken | None) -> None:
-    """Let go of what a consumer took before, unless it is one that takes several and then calls `task_done` for each."""
-    earlier = [each for each in line.taken if each is not but and (each.task is None or each.task() is task)]
-    if not earlier:
-        return
-    if _calls_task_done():
-        line.acknowledges = True
-        return
-    for each in earlier:
-        _let_go(line, each)
+    """Let go of what a consumer took before: where nobody calls `task_done`, it is through with it now."""
+    for taken in list(line.taken):
+        if taken is not but and (taken.task is None or taken.task() is task):
+            _let_go(line, taken)
 
 
 def _calls_task_done() -> bool:
-    """Whether the function that takes an item, or one that called it, has `task_done` in its code."""
+    """Whether the function that takes an item, or one that called it, has `task_done` in its code.
+
+    So a consumer is known that takes several items before it calls `task_done` for the first of them.
+    """
     frame: Any = sys._getframe(1)  # noqa: SLF001 - as in tasks
     for _ in range(FRAMES_TO_ASK):
         if frame is None:
@@ -296,7 +296,9 @@ def _unsingle(line: Line, reference: Any) -> None:
     hop = line.single
     line.quick = False
     if hop is not None:
-        line.taken.insert(0, Taken(hop, None, reference if _get() is hop else None))
+        taken = Taken(hop, None, reference if _get() is hop else None)
+        taken.counted = True
+        line.taken.insert(0, taken)
         line.single = None
 
 
@@ -359,12 +361,17 @@ def _adopt(taken: Taken, task: Any) -> None:
     if machinery.get():
         return
     span = trace.get_current_span()
-    own = span.is_recording() and not (mine is not None and isinstance(mine.span, HopSpan) and mine.span.span is span)
-    if not own and isinstance(hop.span, HopSpan):
+    # The span of the hop that happened to start the consumer is not its own.
+    if isinstance(hop.span, HopSpan) and not (span.is_recording() and not _is_a_hops(span)):
         # Without a token to hand back: the next item, or task_done, puts another context in its place.
         if adoptions.around is None:
             adoptions.around = otel_context.get_current()
         otel_context.attach(hop.span.around())
+
+
+def _is_a_hops(span: trace.Span) -> bool:
+    context = span.get_span_context()
+    return context.trace_state.get(names.TRACESTATE_KEY) == f"{context.trace_id:032x}-{context.span_id:016x}"
 
 
 def _give_back(taken: Taken) -> None:
@@ -465,7 +472,7 @@ def look(now: int) -> None:
     meters = hopwatch_process.here().telemetry
     while waited:
         meters.queue_wait.record(waited.popleft() / 1e9)
-    gone = hopwatch_process.here().ledger
+    ledger = hopwatch_process.here().ledger
     for line in list(_watched):
         queue = line.queue()
         if queue is None:
@@ -477,7 +484,10 @@ def look(now: int) -> None:
             _mark(line, now, threshold)
         for taken in list(line.taken):
             task = taken.task() if taken.task is not None else None
-            if taken.task is None:
+            if taken.task is None and taken.counted:
+                if taken.hop is not None and _nobody_is_left(taken.hop, ledger):
+                    _let_go(line, taken, "cancelled", "its consumer ended without task_done")
+            elif taken.task is None:
                 # A callback, or another thread, took it; or it was taken before anything was known of this queue.
                 if not line.acknowledges or queue is None:
                     _let_go(line, taken)
@@ -488,7 +498,7 @@ def look(now: int) -> None:
                     _let_go(line, taken)
             elif not line.acknowledges and queue is not None and _parked(task, queue):
                 _let_go(line, taken)
-        _look_for_odds(line, queue, gone)
+        _look_for_odds(line, queue, ledger)
 
 
 def _look_for_odds(line: Line, queue: Any, ledger: Ledger) -> None:
@@ -604,9 +614,13 @@ def waiting_items(hop: Entry) -> list[tuple[dict[str, Any], bool]]:
     for line in list(_watched):
         if left <= 0 or len(out) >= 8:
             break
-        for taken in [*line.taken, *((Taken(hop, None, hop.runner),) if line.single is hop else ())]:
+        if line.single is hop:
+            left -= 1  # its consumer is counted on this hop, and is told of as what it is
+        for taken in list(line.taken):
             if taken.hop is hop and taken.entry is None:
                 left -= 1
+                if taken.counted and taken.task is None:
+                    continue
                 if line.quiet and hop.done is None:
                     continue
                 task = taken.task() if taken.task is not None else None

@@ -103,7 +103,7 @@ class TaskNote(Note):
 def _lose(hop: Entry, noted: TaskNote | Entry | None) -> None:
     """A hook failed: what it was for is counted as dropped, so that it holds nothing open and settles nothing."""
     try:
-        entry = noted.entry if isinstance(noted, TaskNote) else noted
+        entry = getattr(noted, "entry", None) if isinstance(noted, TaskNote) else noted
         if entry is not None:
             entry.finish("abandoned", "a hook of hopwatch failed, and what became of it is not known")
         else:

@@ -1,0 +1,78 @@
+"""Is a record read as it was written, and refused where it cannot be one?"""
+
+import pytest
+
+from hopwatch import attributes as names
+from hopwatch.records import RecordError, read_heartbeat, read_hop
+
+GOOD = {names.RECORD: "end", names.INSTANCE: "a" * 16, names.HOP_KIND: "execution"}
+
+
+def read(attributes, *, start=1, end=5, parent=""):
+    return read_hop(attributes, agent="a", cascade="c" * 32, span="1" * 16, parent_span=parent, name="n", start=start, end=end, arrived=9)
+
+
+def test_what_goes_without_saying_is_left_out_and_read_as_such():
+    hop = read(GOOD)
+    assert (hop.outcome, hop.children, hop.late, hop.remote, hop.ended) == ("finished", 0, False, False, 5)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({names.HOP_KIND: "dance"}, "'dance'"),
+        ({names.HOP_KIND: None}, names.HOP_KIND),
+        ({names.INSTANCE: "short"}, "'short'"),
+        ({names.INSTANCE: "A" * 16}, names.INSTANCE),
+        ({names.RECORD: "rumour"}, "'rumour'"),
+        ({names.HOP_PARENT: 7}, names.HOP_PARENT),
+        ({names.HOP_PARENT: "1" * 16}, "the hop itself"),
+        ({names.HOP_CHILDREN: -1}, "-1"),
+        ({names.HOP_CHILDREN: "2"}, "'2'"),
+        ({names.HOP_CHILDREN: True}, "True"),
+        ({names.HOP_CHILDREN: 2**63}, names.HOP_CHILDREN),
+        ({names.HOP_LATE: "yes"}, "'yes'"),
+        ({names.HOP_OUTCOME: "vanished"}, "'vanished'"),
+        ({names.HOP_REASON: 5}, names.HOP_REASON),
+        ({names.PEER: "friendly"}, "'friendly'"),
+        ({names.PEER_HOP: "x" * 16}, names.PEER_HOP),
+        ({names.A2A_TASK_ID: 5}, names.A2A_TASK_ID),
+    ],
+)
+def test_a_record_that_cannot_be_is_refused_with_the_value_and_what_is_allowed(change, named):
+    with pytest.raises(RecordError, match=r".") as refused:
+        read({**GOOD, **change})
+    assert named in str(refused.value)
+
+
+def test_a_marker_needs_the_hop_that_it_tells_of():
+    marker = {**GOOD, names.RECORD: "open", names.HOP_STARTED: 1}
+    with pytest.raises(RecordError, match="parent span"):
+        read(marker)
+    assert read(marker, parent="2" * 16).id == "2" * 16
+
+
+def test_a_description_that_was_cut_on_its_way_does_not_lose_the_marker():
+    marker = {**GOOD, names.RECORD: "open", names.HOP_STARTED: 1, names.HOP_MOVES: False, names.HOP_WAITS: '{"kind": "fut'}
+    hop = read(marker, parent="2" * 16)
+    assert hop.moves is False
+    assert "cut" in hop.waits["what"]
+
+
+def test_a_long_reason_is_cut_and_says_so():
+    assert read({**GOOD, names.HOP_REASON: "x" * 100_000}).reason.endswith("…")
+
+
+def test_the_state_that_an_execution_stored_last_goes_before_what_its_request_answered():
+    told = {names.A2A_TASK_ID: "t", names.A2A_TASK_STATE: "TASK_STATE_SUBMITTED"}
+    ran = read({**GOOD, **told, names.A2A_TASK_STATE: "TASK_STATE_INPUT_REQUIRED"}, start=2, end=5)
+    asked = read({**GOOD, **told, names.HOP_KIND: "request"}, start=1, end=50)
+    assert ran.task_at > asked.task_at
+    assert read({**GOOD, **told, names.HOP_KIND: "push"}).task_at == 0
+
+
+def test_a_heartbeat_is_read():
+    beat = read_heartbeat({names.INSTANCE: "a" * 16, names.PROCESS_PID: 5, names.HEARTBEAT_OPEN: 2}, agent="a", at=3)
+    assert (beat.pid, beat.open, beat.dropped, beat.sampled, beat.at) == (5, 2, 0, 0, 3)
+    with pytest.raises(RecordError):
+        read_heartbeat({names.INSTANCE: "a"}, agent="a", at=3)
