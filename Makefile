@@ -43,7 +43,7 @@ lint: $(VENV)/.lint
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/interrogate --quiet src
+	$(BIN)/interrogate src
 
 format: $(VENV)/.lint
 	$(BIN)/ruff check --fix

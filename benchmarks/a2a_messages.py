@@ -27,14 +27,16 @@ sys.path.insert(0, str(demo.AGENTS))
 
 def client(url: str) -> None:
     """Send as many messages as a line of standard input says, and print the seconds a round trip took."""
-    import httpx  # noqa: PLC0415
-    from a2a.client import ClientConfig, ClientFactory  # noqa: PLC0415
-    from a2a.helpers import new_text_message  # noqa: PLC0415
-    from a2a.types.a2a_pb2 import AgentCapabilities, AgentCard, AgentInterface, Role, SendMessageRequest  # noqa: PLC0415
+    import httpx
+    from a2a.client import ClientConfig, ClientFactory
+    from a2a.helpers import new_text_message
+    from a2a.types.a2a_pb2 import AgentCapabilities, AgentCard, AgentInterface, Role, SendMessageRequest
 
     card = AgentCard(
         name="peer",
-        supported_interfaces=[AgentInterface(url=f"{url}/", protocol_binding="JSONRPC", protocol_version="1.0")],
+        supported_interfaces=[
+            AgentInterface(url=f"{url}/", protocol_binding="JSONRPC", protocol_version="1.0")
+        ],
         capabilities=AgentCapabilities(streaming=False),
     )
 
@@ -45,7 +47,9 @@ def client(url: str) -> None:
                 count = int(line)
                 began = time.perf_counter()
                 for number in range(count):
-                    request = SendMessageRequest(message=new_text_message(f"do the thing {number}", role=Role.ROLE_USER))
+                    request = SendMessageRequest(
+                        message=new_text_message(f"do the thing {number}", role=Role.ROLE_USER)
+                    )
                     async for _ in agent.send_message(request):
                         pass
                 print((time.perf_counter() - began) / count, flush=True)
@@ -72,7 +76,9 @@ def main() -> None:
             for title, (command, extra) in variants(options.variant).items():
                 (port,) = demo.free_ports(1)
                 told = environment("worker", endpoint, **extra) if extra is not None else {}
-                cast.start(f"worker {title}", [*command, str(demo.AGENTS / "worker.py"), "--port", str(port)], told)
+                cast.start(
+                    f"worker {title}", [*command, str(demo.AGENTS / "worker.py"), "--port", str(port)], told
+                )
                 demo.wait_for_card(cast, f"worker {title}", port, time.monotonic() + 60)
                 told = environment("client", endpoint, **extra) if extra is not None else {}
                 clients[title] = subprocess.Popen(
@@ -91,11 +97,15 @@ def main() -> None:
                 process.stdin.close()
                 process.wait(20)
             cast.end()
-    print(f"Python {sys.version.split()[0]}, {options.count} blocking sends a round, median of {options.rounds} rounds")
+    print(
+        f"Python {sys.version.split()[0]}, {options.count} blocking sends a round, median of {options.rounds} rounds"
+    )
     bare = statistics.median(times.get("bare") or [float("nan")])
     for title, each in times.items():
         took = statistics.median(each)
-        print(f"{title:36} {took * 1000:7.3f} ms a round trip {took / bare:5.3f} x   (best {min(each) * 1000:.3f} ms)")
+        print(
+            f"{title:36} {took * 1000:7.3f} ms a round trip {took / bare:5.3f} x   (best {min(each) * 1000:.3f} ms)"
+        )
 
 
 if __name__ == "__main__":

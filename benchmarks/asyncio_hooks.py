@@ -54,7 +54,11 @@ async def queues(count):
     return (time.perf_counter_ns() - began) / count
 
 
-CASES = {"task: create + await": tasks, "lock: acquire + release": locks, "queue: put + get + task_done": queues}
+CASES = {
+    "task: create + await": tasks,
+    "lock: acquire + release": locks,
+    "queue: put + get + task_done": queues,
+}
 
 
 def run(case, count, *, inside):
@@ -98,7 +102,9 @@ def main():
                         instrumentor.uninstrument()
                 key = (title, variant)
                 best[key] = min(best.get(key, took), took)
-    print(f"Python {sys.version.split()[0]}, best of {options.rounds} rounds of {options.count}, ns and ratio to bare")
+    print(
+        f"Python {sys.version.split()[0]}, best of {options.rounds} rounds of {options.count}, ns and ratio to bare"
+    )
     for title in CASES:
         bare = best[title, "bare"]
         for variant in variants:

@@ -41,7 +41,11 @@ def start(cast: demo.Cast, title: str, command: list[str], extra: dict[str, str]
     )
     for name, port, to in plan:
         told = environment(name, endpoint, **extra) if extra is not None else {}
-        cast.start(f"{name} {title}", [*command, str(demo.AGENTS / f"{name}.py"), "--port", str(port), "--to", to], told)
+        cast.start(
+            f"{name} {title}",
+            [*command, str(demo.AGENTS / f"{name}.py"), "--port", str(port), "--to", to],
+            told,
+        )
     for name, port, _ in plan:
         demo.wait_for_card(cast, f"{name} {title}", port, time.monotonic() + 60)
     return f"http://127.0.0.1:{frontdesk}", user
@@ -71,12 +75,17 @@ def main() -> None:
         try:
             endpoint = demo.start_collector(cast)
             table = variants(options.variant)
-            running = {title: start(cast, title, command, extra, endpoint) for title, (command, extra) in table.items()}
+            running = {
+                title: start(cast, title, command, extra, endpoint)
+                for title, (command, extra) in table.items()
+            }
             rates: dict[str, list[float]] = {title: [] for title in table}
             costs: dict[str, list[float]] = {title: [] for title in table}
             for number in range(options.rounds + 1):
                 for title, (command, extra) in table.items():
-                    pids = [cast.processes[f"{name} {title}"].pid for name in ("worker", "planner", "frontdesk")]
+                    pids = [
+                        cast.processes[f"{name} {title}"].pid for name in ("worker", "planner", "frontdesk")
+                    ]
                     before = sum(map(cpu, pids))
                     took = ask(command, extra, endpoint, *running[title], options.count, options.at_once)
                     time.sleep(1.5)  # what is exported afterwards belongs to it
@@ -85,11 +94,15 @@ def main() -> None:
                         costs[title].append((sum(map(cpu, pids)) - before) / options.count)
         finally:
             cast.end()
-    print(f"Python {sys.version.split()[0]}, {options.count} cascades, {options.at_once} at a time, medians of {options.rounds} rounds")
+    print(
+        f"Python {sys.version.split()[0]}, {options.count} cascades, {options.at_once} at a time, medians of {options.rounds} rounds"
+    )
     bare_rate, bare_cost = (statistics.median(each.get("bare") or [float("nan")]) for each in (rates, costs))
     for title in table:
         rate, cost = statistics.median(rates[title]), statistics.median(costs[title])
-        print(f"{title:36} {rate:6.1f} cascades/s {rate / bare_rate:5.2f} x   {cost * 1000:6.1f} ms agents' CPU {cost / bare_cost:5.2f} x")
+        print(
+            f"{title:36} {rate:6.1f} cascades/s {rate / bare_rate:5.2f} x   {cost * 1000:6.1f} ms agents' CPU {cost / bare_cost:5.2f} x"
+        )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Does accounting keep anything? A million tasks in one cascade, and the resident size before and after.
 
-    python benchmarks/memory.py [--count 1000000]
+python benchmarks/memory.py [--count 1000000]
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ async def main(count: int) -> None:
         await work(count)
         gc.collect()
         after = resident()
-        print(f"{count} tasks in one cascade: {before / 1e6:.1f} MB before, {after / 1e6:.1f} MB after, {(after - before) / 1e6:+.1f} MB")
+        print(
+            f"{count} tasks in one cascade: {before / 1e6:.1f} MB before, {after / 1e6:.1f} MB after, {(after - before) / 1e6:+.1f} MB"
+        )
         print(f"open entries in the ledger: {len(here().ledger)}")
 
 

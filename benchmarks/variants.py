@@ -25,7 +25,7 @@ def environment(name: str, endpoint: str, **more: str) -> dict[str, str]:
 
 def variants(names: list[str]) -> dict[str, tuple[list[str], dict[str, str] | None]]:
     """By title: the command that starts Python, and what is added to the environment (None: not instrumented)."""
-    import importlib.metadata  # noqa: PLC0415
+    import importlib.metadata
 
     others = sorted(
         {point.name for point in importlib.metadata.entry_points(group="opentelemetry_instrumentor")}
@@ -44,7 +44,11 @@ def variants(names: list[str]) -> dict[str, tuple[list[str], dict[str, str] | No
         ),
         "contrib httpx + starlette + asyncio": (
             LAUNCHER,
-            {"OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": ",".join([*(each for each in others if each not in contrib), OURS])},
+            {
+                "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": ",".join(
+                    [*(each for each in others if each not in contrib), OURS]
+                )
+            },
         ),
     }
     return {title: every[title] for title in every if not names or title in names}

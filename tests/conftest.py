@@ -6,9 +6,9 @@ import gc
 import time
 
 import pytest
-from exported import cascades, fresh
 
 import hopwatch
+from exported import cascades, fresh
 from hopwatch import process
 from hopwatch.instrument.asyncio import AsyncioInstrumentor
 from hopwatch.telemetry import Telemetry

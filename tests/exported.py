@@ -28,7 +28,9 @@ def fresh():
 def ours():
     """The spans of hops: no heartbeats, which have a trace of their own."""
     kinds = (names.RECORD_END, names.RECORD_OPEN, names.RECORD_LATE)
-    return [span for span in exporter.get_finished_spans() if (span.attributes or {}).get(names.RECORD) in kinds]
+    return [
+        span for span in exporter.get_finished_spans() if (span.attributes or {}).get(names.RECORD) in kinds
+    ]
 
 
 def others():

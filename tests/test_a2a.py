@@ -31,12 +31,12 @@ from a2a.types.a2a_pb2 import (
     SendMessageRequest,
     TaskPushNotificationConfig,
 )
-from exported import cascades, exporter, fresh, only_cascade, others, ours, tree, verdict
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 import hopwatch
+from exported import cascades, exporter, fresh, only_cascade, others, ours, tree, verdict
 from hopwatch import attributes as names
 from hopwatch import process
 from hopwatch.instrument.a2a import A2AInstrumentor, missing
@@ -104,7 +104,7 @@ async def served(app):
     while not server.started:
         await asyncio.sleep(0.005)
     try:
-        yield "http://127.0.0.1:{}".format(server.servers[0].sockets[0].getsockname()[1])
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     finally:
         server.should_exit = True
         await serving
@@ -122,7 +122,11 @@ async def agent(work=complete, *routes, binding="JSONRPC"):
             push_sender=BasePushNotificationSender(http, configs),
         )
         app = starlette.applications.Starlette(  # looked up now: contrib puts another class in its place
-            routes=[*routes, *create_jsonrpc_routes(handler, "/"), *create_rest_routes(handler, path_prefix="/rest")]
+            routes=[
+                *routes,
+                *create_jsonrpc_routes(handler, "/"),
+                *create_rest_routes(handler, path_prefix="/rest"),
+            ]
         )
         async with served(app) as url:
             yield url
@@ -236,7 +240,10 @@ def test_each_push_is_two_hops_below_the_execution_and_acknowledged_by_its_webho
             return JSONResponse({})
 
         route = Route("/hook", webhook, methods=["POST"])
-        async with agent(complete, route, binding=binding) as url, client(url, binding=binding, polling=True) as peer:
+        async with (
+            agent(complete, route, binding=binding) as url,
+            client(url, binding=binding, polling=True) as peer,
+        ):
             await answers(peer, request(webhook=f"{url}/hook", now=True))
             for _ in range(4):
                 await pushed.get()
@@ -246,13 +253,19 @@ def test_each_push_is_two_hops_below_the_execution_and_acknowledged_by_its_webho
         push = ("push", [("webhook", [])])
         assert tree(hops) == [("send", [("request", [("execution", [push, push, push, push])])])]
         assert len(ours()) == 3 + 2 * 4
-        states = [each.task_state for each in sorted(hops.values(), key=lambda each: each.started) if each.kind == "push"]
+        states = [
+            each.task_state
+            for each in sorted(hops.values(), key=lambda each: each.started)
+            if each.kind == "push"
+        ]
         assert states == ["TASK_STATE_SUBMITTED", "TASK_STATE_WORKING", None, "TASK_STATE_COMPLETED"]
         assert not any(each.late for each in hops.values())
         for span in ours():
             if span.attributes[names.HOP_KIND] == "webhook":
                 assert span.kind.name == "CONSUMER"
-                assert [f"{link.context.span_id:016x}" for link in span.links] == [span.attributes[names.HOP_PARENT]]
+                assert [f"{link.context.span_id:016x}" for link in span.links] == [
+                    span.attributes[names.HOP_PARENT]
+                ]
         assert verdict(hops).verdict == "settled"
 
     run(story)
@@ -263,7 +276,10 @@ def test_a_push_that_is_refused_has_failed_and_says_with_what():
         async def webhook(_):
             return JSONResponse({}, status_code=503)
 
-        async with agent(complete, Route("/hook", webhook, methods=["POST"])) as url, client(url, polling=True) as peer:
+        async with (
+            agent(complete, Route("/hook", webhook, methods=["POST"])) as url,
+            client(url, polling=True) as peer,
+        ):
             await answers(peer, request(webhook=f"{url}/hook", now=True))
             await over()
         hops = only_cascade()
@@ -331,13 +347,21 @@ async def foreign(answer):
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
-                length = next(int(line.split(b":")[1]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length"))
+                length = next(
+                    int(line.split(b":")[1])
+                    for line in head.lower().split(b"\r\n")
+                    if line.startswith(b"content-length")
+                )
                 reply = answer(json.loads(await reader.readexactly(length)))
                 if reply is None:
                     await reader.read()
                     break
                 body = json.dumps(reply).encode()
-                writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+                writer.write(
+                    b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+                    % len(body)
+                    + body
+                )
                 await writer.drain()
         writer.close()
         with contextlib.suppress(ConnectionError):
@@ -345,7 +369,7 @@ async def foreign(answer):
 
     server = await asyncio.start_server(handle, "127.0.0.1", 0)
     try:
-        yield "http://127.0.0.1:{}".format(server.sockets[0].getsockname()[1])
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     finally:
         server.close()
         for writer in served_.values():
@@ -378,11 +402,14 @@ def test_a_peer_without_hopwatch_that_completed_its_task_is_settled_up_to_it():
 
 def test_a_peer_without_hopwatch_whose_task_still_works_is_unknown_until_it_is_asked_again():
     async def story():
-        async with foreign(task_reply("TASK_STATE_WORKING")) as url, client(url) as peer:
-            async with hopwatch.cascade("ask twice"):
-                await answers(peer, request())
-                assert verdict(only_cascade()).verdict == "unknown"
-                await peer.get_task(GetTaskRequest(id="t1"))
+        async with (
+            foreign(task_reply("TASK_STATE_WORKING")) as url,
+            client(url) as peer,
+            hopwatch.cascade("ask twice"),
+        ):
+            await answers(peer, request())
+            assert verdict(only_cascade()).verdict == "unknown"
+            await peer.get_task(GetTaskRequest(id="t1"))
         judged = verdict(only_cascade())
         assert judged.verdict == "settled"
         assert judged.opaque
@@ -424,7 +451,7 @@ def test_a_client_without_hopwatch_makes_the_request_a_root_in_its_own_trace():
             answer = (await reader.read()).decode().lower()
             writer.close()
             await over()
-        (identifier, hops), = cascades().items()
+        ((identifier, hops),) = cascades().items()
         assert identifier == trace
         assert tree(hops) == [("request", [("execution", [])])]
         served_ = hop(hops, "request")
@@ -552,13 +579,23 @@ def test_beside_other_instrumentations_every_hop_keeps_its_place():
             hops = only_cascade()
             assert tree(hops) == MESSAGE
             (identifier,) = cascades()
-            contrib = [span for span in others() if span.instrumentation_scope.name.startswith("opentelemetry.instrumentation.")]
-            assert {span.instrumentation_scope.name.rpartition(".")[2] for span in contrib} >= {"httpx", "starlette"}
+            contrib = [
+                span
+                for span in others()
+                if span.instrumentation_scope.name.startswith("opentelemetry.instrumentation.")
+            ]
+            assert {span.instrumentation_scope.name.rpartition(".")[2] for span in contrib} >= {
+                "httpx",
+                "starlette",
+            }
             assert {f"{span.context.trace_id:032x}" for span in contrib} == {identifier}
             # The HTTP spans stand between ours: the request's span has contrib's client span as its parent.
             by_id = {span.context.span_id: span for span in exporter.get_finished_spans()}
             (served_,) = [span for span in ours() if span.attributes[names.HOP_KIND] == "request"]
-            assert by_id[served_.parent.span_id].instrumentation_scope.name == "opentelemetry.instrumentation.httpx"
+            assert (
+                by_id[served_.parent.span_id].instrumentation_scope.name
+                == "opentelemetry.instrumentation.httpx"
+            )
 
         run(story)
     finally:
@@ -587,7 +624,10 @@ def test_everything_that_was_replaced_is_put_back():
     A2AInstrumentor().instrument()
     try:
         # A wrapper equals what it wraps: only identity tells.
-        same = [all(vars(owner)[key] is then[key] for key in then) for owner, then in zip(owners, before, strict=True)]
+        same = [
+            all(vars(owner)[key] is then[key] for key in then)
+            for owner, then in zip(owners, before, strict=True)
+        ]
         assert same == [False] * 11 + [True]
 
         async def story():

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -14,7 +13,7 @@ pytestmark = [pytest.mark.processes, pytest.mark.timeout(240)]
 
 
 def play(fault, *more):
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, "-m", "hopwatch.cli", "demo", "--fault", fault, *more],
         capture_output=True,
         text=True,
@@ -23,7 +22,6 @@ def play(fault, *more):
         env={**os.environ, "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "asyncio,httpx,starlette,fastapi,asgi"},
         check=False,
     )
-    return done
 
 
 def told(fault):
@@ -59,7 +57,9 @@ def test_a_worker_that_awaits_a_future_nobody_sets_stalls_at_file_and_line():
 def test_two_locks_in_opposite_order_stall_with_both_tasks_and_both_holders():
     outcome = told("deadlock")
     reason = outcome["cascade"]["reason"]
-    assert all(word in reason for word in ("execution of worker", "`stock`", "`account`", "'reserve'", "'charge'"))
+    assert all(
+        word in reason for word in ("execution of worker", "`stock`", "`account`", "'reserve'", "'charge'")
+    )
 
 
 def test_a_refused_push_stalls_the_one_that_waits_for_it_and_is_named():

@@ -9,7 +9,17 @@ GOOD = {names.RECORD: "end", names.INSTANCE: "a" * 16, names.HOP_KIND: "executio
 
 
 def read(attributes, *, start=1, end=5, parent=""):
-    return read_hop(attributes, agent="a", cascade="c" * 32, span="1" * 16, parent_span=parent, name="n", start=start, end=end, arrived=9)
+    return read_hop(
+        attributes,
+        agent="a",
+        cascade="c" * 32,
+        span="1" * 16,
+        parent_span=parent,
+        name="n",
+        start=start,
+        end=end,
+        arrived=9,
+    )
 
 
 def test_what_goes_without_saying_is_left_out_and_read_as_such():
@@ -53,7 +63,13 @@ def test_a_marker_needs_the_hop_that_it_tells_of():
 
 
 def test_a_description_that_was_cut_on_its_way_does_not_lose_the_marker():
-    marker = {**GOOD, names.RECORD: "open", names.HOP_STARTED: 1, names.HOP_MOVES: False, names.HOP_WAITS: '{"kind": "fut'}
+    marker = {
+        **GOOD,
+        names.RECORD: "open",
+        names.HOP_STARTED: 1,
+        names.HOP_MOVES: False,
+        names.HOP_WAITS: '{"kind": "fut',
+    }
     hop = read(marker, parent="2" * 16)
     assert hop.moves is False
     assert "cut" in hop.waits["what"]
@@ -72,7 +88,9 @@ def test_the_state_that_an_execution_stored_last_goes_before_what_its_request_an
 
 
 def test_a_heartbeat_is_read():
-    beat = read_heartbeat({names.INSTANCE: "a" * 16, names.PROCESS_PID: 5, names.HEARTBEAT_OPEN: 2}, agent="a", at=3)
+    beat = read_heartbeat(
+        {names.INSTANCE: "a" * 16, names.PROCESS_PID: 5, names.HEARTBEAT_OPEN: 2}, agent="a", at=3
+    )
     assert (beat.pid, beat.open, beat.dropped, beat.sampled, beat.at) == (5, 2, 0, 0, 3)
     with pytest.raises(RecordError):
         read_heartbeat({names.INSTANCE: "a"}, agent="a", at=3)

@@ -142,7 +142,11 @@ def test_a_task_that_fails_is_revealed_with_where_it_was_made(watched, run):
 
     line = run(main)
     hop = watched.hops()["Worker.work"]
-    assert (hop.outcome, hop.reason, hop.location.split()[0]) == ("failed", "ValueError", f"{__file__}:{line}")
+    assert (hop.outcome, hop.reason, hop.location.split()[0]) == (
+        "failed",
+        "ValueError",
+        f"{__file__}:{line}",
+    )
 
 
 @pytest.mark.parametrize("how", ["gather", "ensure_future", "wait_for", "loop"])
@@ -256,7 +260,9 @@ def test_children_of_a_gather_that_nobody_keeps_are_abandoned_though_asyncio_say
     assert watched.settled()
 
 
-def test_a_destroyed_task_that_the_exception_handler_keeps_and_that_is_woken_is_abandoned_not_failed(watched, run):
+def test_a_destroyed_task_that_the_exception_handler_keeps_and_that_is_woken_is_abandoned_not_failed(
+    watched, run
+):
     kept = []
 
     async def main():
@@ -541,7 +547,9 @@ async def main_in_a_cascade(main):
         return await main()
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="create_task(context=) came with 3.11; ci: may be skipped")
+@pytest.mark.skipif(
+    sys.version_info < (3, 11), reason="create_task(context=) came with 3.11; ci: may be skipped"
+)
 def test_a_context_that_the_application_gives_is_the_one_that_the_task_runs_in(watched, run):
     variable = contextvars.ContextVar("variable", default="before")
 
@@ -558,7 +566,9 @@ def test_a_context_that_the_application_gives_is_the_one_that_the_task_runs_in(w
     assert watched.settled()
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="create_task(context=) came with 3.11; ci: may be skipped")
+@pytest.mark.skipif(
+    sys.version_info < (3, 11), reason="create_task(context=) came with 3.11; ci: may be skipped"
+)
 def test_the_context_of_a_service_loop_is_the_applications_where_it_gives_one(watched, run):
     variable = contextvars.ContextVar("variable", default="before")
 
@@ -688,7 +698,9 @@ def test_with_detail_all_every_task_is_seen_at_once_and_the_count_is_right(watch
         run(main)
         assert watched.settled()
         hops = watched.hops()
-        assert hops["root"].children == len([hop for hop in hops.values() if hop.parent == hops["root"].id]) > 0
+        assert (
+            hops["root"].children == len([hop for hop in hops.values() if hop.parent == hops["root"].id]) > 0
+        )
         assert process.failures == {}
 
 
@@ -708,14 +720,14 @@ def test_what_does_not_fit_into_the_ledger_is_counted_and_the_application_goes_o
 
 
 def test_tasks_and_their_exceptions_are_collected_as_soon_as_without_us(watched, run):
-    class Payload(Exception):
+    class PayloadError(Exception):
         pass
 
     async def main():
         gc.disable()
         try:
             task = asyncio.create_task(forever())
-            fails = asyncio.create_task(failing(Payload))
+            fails = asyncio.create_task(failing(PayloadError))
             await asyncio.wait([fails])
             await asyncio.sleep(0)
             error = weakref.ref(fails.exception())
@@ -780,7 +792,9 @@ def test_a_hook_that_fails_while_a_task_is_made_is_counted_and_makes_the_cascade
 
         run(main)
         assert sum(process.failures.values()) >= 1
-        assert len([record for record in caplog.records if record.name == "hopwatch"]) == len(process.failures)
+        assert len([record for record in caplog.records if record.name == "hopwatch"]) == len(
+            process.failures
+        )
         assert watched.settled()
         if name != "_judge":
             assert watched.hops()["root"].dropped >= 3

@@ -7,8 +7,8 @@ import textwrap
 import time
 
 import pytest
-from exported import exporter, fresh, ours
 
+from exported import exporter, fresh, ours
 from hopwatch import attributes as names
 from hopwatch import propagation
 from hopwatch.process import read_settings
@@ -34,7 +34,9 @@ def open_hop(process, kind="execution", name="work", parent=None, **more):
 
 
 def records(record):
-    return [span for span in exporter.get_finished_spans() if (span.attributes or {}).get(names.RECORD) == record]
+    return [
+        span for span in exporter.get_finished_spans() if (span.attributes or {}).get(names.RECORD) == record
+    ]
 
 
 def run(code, *, env=None, timeout=60):
@@ -117,7 +119,10 @@ def test_a_failed_hop_is_an_error_with_its_reason_and_a_cancelled_one_is_not(pro
     open_hop(process, name="bad").finish("failed", "ValueError: no")
     open_hop(process, name="gone").finish("cancelled")
     spans = {span.name: span for span in ours()}
-    assert (spans["bad"].status.status_code.name, spans["bad"].status.description) == ("ERROR", "ValueError: no")
+    assert (spans["bad"].status.status_code.name, spans["bad"].status.description) == (
+        "ERROR",
+        "ValueError: no",
+    )
     assert spans["gone"].status.status_code.name == "UNSET"
     assert spans["gone"].attributes[names.HOP_OUTCOME] == "cancelled"
 
@@ -137,7 +142,9 @@ def test_a_vendors_tracestate_is_kept_beside_ours(process):
     from opentelemetry import trace
     from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, TraceState
 
-    around = SpanContext(5, 6, is_remote=True, trace_flags=TraceFlags(1), trace_state=TraceState([("vendor", "x")]))
+    around = SpanContext(
+        5, 6, is_remote=True, trace_flags=TraceFlags(1), trace_state=TraceState([("vendor", "x")])
+    )
     with trace.use_span(NonRecordingSpan(around)):
         hop = open_hop(process)
     assert hop.cascade == f"{5:032x}"
@@ -175,7 +182,9 @@ def test_an_acknowledgement_is_taken_only_for_its_own_cascade(process):
 
 
 def test_settings_that_cannot_be_used_are_told_of_and_the_defaults_hold():
-    settings = read_settings({"HOPWATCH_DETAIL": "loud", "HOPWATCH_REVEAL_AFTER": "soon", "HOPWATCH_CAPACITY": "-3"})
+    settings = read_settings(
+        {"HOPWATCH_DETAIL": "loud", "HOPWATCH_REVEAL_AFTER": "soon", "HOPWATCH_CAPACITY": "-3"}
+    )
     assert (settings.detail, settings.reveal_after, settings.capacity) == ("hops", 1.0, 100_000)
     assert len(settings.problems) == 3
     assert "'loud'" in settings.problems[0]

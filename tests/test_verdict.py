@@ -21,7 +21,14 @@ def hop(number, parent=None, *, kind="execution", agent="a", ended=True, age=600
         "arrived": LONG_AGO,
         "heard": LONG_AGO,
     }
-    return Hop(cascade="c" * 32, id=ident(number), agent=agent, kind=kind, parent=ident(parent) if parent else None, **{**defaults, **more})
+    return Hop(
+        cascade="c" * 32,
+        id=ident(number),
+        agent=agent,
+        kind=kind,
+        parent=ident(parent) if parent else None,
+        **{**defaults, **more},
+    )
 
 
 def ident(number):
@@ -29,7 +36,9 @@ def ident(number):
 
 
 def alive(*agents, sampled=NOW, **more):
-    return {agent * 16: Agent(agent * 16, agent, heard=NOW - SECOND, sampled=sampled, **more) for agent in agents}
+    return {
+        agent * 16: Agent(agent * 16, agent, heard=NOW - SECOND, sampled=sampled, **more) for agent in agents
+    }
 
 
 def verdict(*hops, agents=None, tasks=None, rejected=0, now=NOW):
@@ -37,7 +46,14 @@ def verdict(*hops, agents=None, tasks=None, rejected=0, now=NOW):
 
 
 def waiting(**more):
-    return {"kind": "future", "what": "a future `answer` that nobody has set", "file": "work.py", "line": 7, "moves": False, **more}
+    return {
+        "kind": "future",
+        "what": "a future `answer` that nobody has set",
+        "file": "work.py",
+        "line": 7,
+        "moves": False,
+        **more,
+    }
 
 
 def test_nothing_is_known_of_a_cascade_without_records():
@@ -51,14 +67,19 @@ def test_all_ended_all_seen_is_settled():
 
 
 def test_an_open_hop_of_an_agent_that_lives_is_in_flight_and_at_the_frontier():
-    found = verdict(hop(1, ended=False, children=1), hop(2, 1, ended=False, agent="b"), agents=alive("a", "b"))
+    found = verdict(
+        hop(1, ended=False, children=1), hop(2, 1, ended=False, agent="b"), agents=alive("a", "b")
+    )
     assert found.verdict == "in_flight"
     assert found.frontier == [ident(2)]
 
 
 def test_the_frontier_is_below_hops_that_have_ended():
     found = verdict(
-        hop(1, ended=False, children=1), hop(2, 1, kind="send", children=1), hop(3, 2, ended=False), agents=alive("a")
+        hop(1, ended=False, children=1),
+        hop(2, 1, kind="send", children=1),
+        hop(3, 2, ended=False),
+        agents=alive("a"),
     )
     assert found.frontier == [ident(3)]
 
@@ -120,7 +141,9 @@ def test_a_declared_child_that_never_came_is_no_stall_but_unknown():
 def test_a_clock_that_is_hours_wrong_does_not_make_a_look_seem_new():
     behind = 3600 * SECOND
     # The event at b is the newest of all, though its clock, an hour behind, says otherwise.
-    event = hop(2, 1, agent="b", kind="request", remote=True, started=NOW - SECOND - behind, ended=NOW - behind)
+    event = hop(
+        2, 1, agent="b", kind="request", remote=True, started=NOW - SECOND - behind, ended=NOW - behind
+    )
     sampled = NOW - 2 * SECOND
     agents = {**alive("a", sampled=sampled), **alive("b", skew=behind)}
     found = verdict(hop(1, ended=False, moves=False, sampled=sampled), event, agents=agents)
@@ -128,7 +151,9 @@ def test_a_clock_that_is_hours_wrong_does_not_make_a_look_seem_new():
 
 
 def test_an_abandoned_hop_breaks_it_for_good_and_names_what_else_is_open():
-    lost = hop(2, 1, kind="task", outcome="abandoned", reason="destroyed while pending", location="work.py:3 run")
+    lost = hop(
+        2, 1, kind="task", outcome="abandoned", reason="destroyed while pending", location="work.py:3 run"
+    )
     found = verdict(hop(1, ended=False, children=1, moves=True), lost, agents=alive("a"))
     assert found.verdict == "broken"
     assert "destroyed while pending" in found.reason
@@ -153,7 +178,9 @@ def test_what_was_promised_lately_is_on_its_way_and_later_unknown():
 
 
 def test_a_remote_hop_is_no_local_child_even_in_the_same_process():
-    found = verdict(hop(1, kind="send", children=1, peer="instrumented", peer_hop=ident(2)), hop(2, 1, remote=True))
+    found = verdict(
+        hop(1, kind="send", children=1, peer="instrumented", peer_hop=ident(2)), hop(2, 1, remote=True)
+    )
     assert found.verdict == "unknown"
     assert found.missing[0].what == "children"
 
@@ -169,7 +196,9 @@ def test_a_message_that_was_refused_has_no_child():
 
 
 def test_a_peer_whose_sampler_drops_the_trace_is_named():
-    found = verdict(hop(1, kind="send", peer="instrumented", peer_hop=ident(2), peer_sampled=False, peer_name="b:80"))
+    found = verdict(
+        hop(1, kind="send", peer="instrumented", peer_hop=ident(2), peer_sampled=False, peer_name="b:80")
+    )
     assert found.verdict == "unknown"
     assert "b:80 drops this trace by its sampler" in found.reason
 
@@ -228,7 +257,15 @@ def test_a_terminal_state_is_not_undone_by_a_later_one():
 
 
 def test_what_a_client_last_saw_of_a_peers_task_is_not_the_tasks_state():
-    sent = hop(1, kind="send", peer="instrumented", peer_hop=ident(2), task_id="t", task_state="TASK_STATE_SUBMITTED", task_at=5)
+    sent = hop(
+        1,
+        kind="send",
+        peer="instrumented",
+        peer_hop=ident(2),
+        task_id="t",
+        task_state="TASK_STATE_SUBMITTED",
+        task_at=5,
+    )
     ran = hop(2, 1, agent="b", remote=True, task_id="t", task_state="TASK_STATE_COMPLETED", task_at=4)
     assert verdict(sent, ran).verdict == "settled"
 

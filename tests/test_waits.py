@@ -25,8 +25,8 @@ from hopwatch import waits
 from hopwatch.waits import Wait, chain, glance, is_application, judging, of_task
 
 HERE = __file__
-SINCE_311 = pytest.mark.skipif(sys.version_info < (3, 11), reason="new in Python 3.11")
-SINCE_312 = pytest.mark.skipif(sys.version_info < (3, 12), reason="new in Python 3.12")
+SINCE_311 = pytest.mark.skipif(sys.version_info < (3, 11), reason="new in Python 3.11; ci: may be skipped")
+SINCE_312 = pytest.mark.skipif(sys.version_info < (3, 12), reason="new in Python 3.12; ci: may be skipped")
 
 
 def finish(loop, main):
@@ -985,7 +985,9 @@ def test_what_the_application_is():
 
 
 def test_the_queues_of_the_sdk_are_passive(run):
-    culsans = pytest.importorskip("culsans", reason="a2a-sdk uses asyncio's own queues from Python 3.13")
+    culsans = pytest.importorskip(
+        "culsans", reason="a2a-sdk uses asyncio's own queues from Python 3.13; ci: may be skipped"
+    )
 
     async def get(queue):
         await queue.get()

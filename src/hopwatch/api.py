@@ -98,7 +98,9 @@ class cascade:  # noqa: N801 - used as a function: `with hopwatch.cascade("night
             failed("cascade.enter")
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         try:
             if self._within is not None:
                 self._within.__exit__(None, None, None)
@@ -115,7 +117,9 @@ class cascade:  # noqa: N801 - used as a function: `with hopwatch.cascade("night
     async def __aenter__(self) -> Self:
         return self.__enter__()
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.__exit__(kind, error, trace)
 
 
@@ -190,7 +194,7 @@ def service(function: F | None = None) -> F | _Service:
     """
     if function is None:
         return _Service()
-    target = function
+    target: Any = function
     while isinstance(target, functools.partial):
         target = target.func
     target = inspect.unwrap(target)

@@ -476,7 +476,9 @@ class Ledger:
             if entry.closed or entry.live or entry.held:
                 return
             entry.closed = True
-            if entry.live or entry.held:  # opened in between, by a thread that may have looked before we said so
+            if (
+                entry.live or entry.held
+            ):  # opened in between, by a thread that may have looked before we said so
                 entry.closed = False
                 return
             self.hops.pop(id(entry), None)
@@ -493,7 +495,9 @@ class Ledger:
 
     def overdue(self, before: int) -> list[Entry | Note]:
         """The invisible entries that began before `before` (Unix nanoseconds), oldest first."""
-        return sorted((entry for entry in self.invisible() if entry.started < before), key=lambda entry: entry.started)
+        return sorted(
+            (entry for entry in self.invisible() if entry.started < before), key=lambda entry: entry.started
+        )
 
     def invisible(self) -> list[Entry | Note]:
         """The open entries that cannot be seen outside."""

@@ -42,7 +42,11 @@ def failed(hook: str) -> None:
         return
     failures[hook] = count + 1
     if count == 0:
-        logger.warning("hopwatch: hook %s failed; what it watches is not accounted for. Reported once.", hook, exc_info=True)
+        logger.warning(
+            "hopwatch: hook %s failed; what it watches is not accounted for. Reported once.",
+            hook,
+            exc_info=True,  # noqa: LOG014 - called inside an `except` block
+        )
 
 
 class Settings(NamedTuple):
@@ -77,7 +81,9 @@ def read_settings(environment: Any = os.environ) -> Settings:
         except ValueError:
             value = float("nan")
         if not least <= value <= most:
-            problems.append(f"{name} is {text!r}; it is a number from {least:g} to {most:g}. {default:g} is used")
+            problems.append(
+                f"{name} is {text!r}; it is a number from {least:g} to {most:g}. {default:g} is used"
+            )
             return default
         return value
 
@@ -85,7 +91,9 @@ def read_settings(environment: Any = os.environ) -> Settings:
         detail=detail,
         reveal_after=number("HOPWATCH_REVEAL_AFTER", 1.0, 0.05, 3600.0),
         capacity=int(number("HOPWATCH_CAPACITY", CAPACITY, 16, 10_000_000)),
-        service_loops=tuple(each.strip() for each in environment.get("HOPWATCH_SERVICE_LOOPS", "").split(",") if each.strip()),
+        service_loops=tuple(
+            each.strip() for each in environment.get("HOPWATCH_SERVICE_LOOPS", "").split(",") if each.strip()
+        ),
         problems=tuple(problems),
     )
 

@@ -43,7 +43,14 @@ def hop_in_tracestate(header: str) -> tuple[str, str, bool] | None:
         if key == names.TRACESTATE_KEY:
             cascade, _, rest = value.partition("-")
             hop, _, kind = rest.partition("-")
-            if len(cascade) == 32 and len(hop) == 16 and _HEX.issuperset(cascade) and _HEX.issuperset(hop) and int(hop, 16) and int(cascade, 16):
+            if (
+                len(cascade) == 32
+                and len(hop) == 16
+                and _HEX.issuperset(cascade)
+                and _HEX.issuperset(hop)
+                and int(hop, 16)
+                and int(cascade, 16)
+            ):
                 return cascade, hop, kind == "push"
     return None
 
@@ -81,5 +88,5 @@ def acknowledged(entry: Entry, header: str | None) -> None:
     entry.set(names.PEER, "instrumented")
     if int(parts[2], 16):
         entry.set(names.PEER_HOP, parts[2])
-    if not parts[3][-1:] in ("1", "3", "5", "7", "9", "b", "d", "f"):
+    if parts[3][-1:] not in ("1", "3", "5", "7", "9", "b", "d", "f"):
         entry.set(names.PEER_SAMPLED, False)

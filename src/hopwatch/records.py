@@ -96,7 +96,9 @@ class Hop:
         self.peer_hop = self.peer_hop or other.peer_hop
         self.peer_name = self.peer_name or other.peer_name
         if other.peer_sampled is not None:
-            self.peer_sampled = other.peer_sampled if self.peer_sampled is None else self.peer_sampled and other.peer_sampled
+            self.peer_sampled = (
+                other.peer_sampled if self.peer_sampled is None else self.peer_sampled and other.peer_sampled
+            )
         self.task_id = self.task_id or other.task_id
         if other.task_state and newer_state(self.task_state, self.task_at, other.task_state, other.task_at):
             self.task_state, self.task_at = other.task_state, other.task_at
@@ -157,7 +159,9 @@ def end_attributes(entry: Entry, instance: str) -> dict[str, Value]:
     return out
 
 
-def open_attributes(entry: Entry, instance: str, waits: Mapping[str, Any] | None, *, moves: bool) -> dict[str, Value]:
+def open_attributes(
+    entry: Entry, instance: str, waits: Mapping[str, Any] | None, *, moves: bool
+) -> dict[str, Value]:
     """The attributes of a marker: the hop is open, and this is what it waits on."""
     out = _common(entry, instance, names.RECORD_OPEN)
     out[names.HOP_NAME] = entry.name
@@ -176,7 +180,9 @@ def late_attributes(entry: Entry, instance: str) -> dict[str, Value]:
     return out
 
 
-def heartbeat_attributes(instance: str, pid: int, opened: int, dropped: int, sampled: int) -> dict[str, Value]:
+def heartbeat_attributes(
+    instance: str, pid: int, opened: int, dropped: int, sampled: int
+) -> dict[str, Value]:
     """The attributes of a heartbeat."""
     return {
         names.RECORD: names.RECORD_HEARTBEAT,
@@ -272,11 +278,15 @@ def read_hop(
         hop.waits = _waits(get(names.HOP_WAITS))
         hop.outcome = get(names.HOP_OUTCOME, "finished")
         if hop.outcome not in names.OUTCOMES:
-            raise RecordError(f"{names.HOP_OUTCOME} is {_shown(hop.outcome)}; it is one of {', '.join(names.OUTCOMES)}")
+            raise RecordError(
+                f"{names.HOP_OUTCOME} is {_shown(hop.outcome)}; it is one of {', '.join(names.OUTCOMES)}"
+            )
     elif record in (names.RECORD_OPEN, names.RECORD_LATE):
         hop.id = parent_span
         if len(parent_span) != 16:
-            raise RecordError(f"a record {record!r} needs the hop that it tells of as its parent span, and has none")
+            raise RecordError(
+                f"a record {record!r} needs the hop that it tells of as its parent span, and has none"
+            )
         hop.name = _text(get(names.HOP_NAME, name), names.HOP_NAME)
         hop.started = _count(get(names.HOP_STARTED), names.HOP_STARTED)
         if record == names.RECORD_OPEN:
@@ -306,14 +316,24 @@ def read_hop(
         hop.peer_sampled = _flag(value, names.PEER_SAMPLED)
     if (value := get(names.SERVER_ADDRESS)) is not None:
         port = get(names.SERVER_PORT)
-        hop.peer_name = f"{_text(value, names.SERVER_ADDRESS)}:{port}" if port is not None else _text(value, names.SERVER_ADDRESS)
+        hop.peer_name = (
+            f"{_text(value, names.SERVER_ADDRESS)}:{port}"
+            if port is not None
+            else _text(value, names.SERVER_ADDRESS)
+        )
     if (value := get(names.A2A_TASK_ID)) is not None:
         hop.task_id = _text(value, names.A2A_TASK_ID)
     if (value := get(names.A2A_TASK_STATE)) is not None:
         hop.task_state = _text(value, names.A2A_TASK_STATE)
         # An execution's state is the last one that was stored while it was open. What a request or a send tells is a
         # snapshot from some time after its start, and a push tells of an event that may have been overtaken.
-        hop.task_at = 0 if kind == "push" else (hop.ended or hop.sampled or start) if kind == "execution" else hop.started
+        hop.task_at = (
+            0
+            if kind == "push"
+            else (hop.ended or hop.sampled or start)
+            if kind == "execution"
+            else hop.started
+        )
     if (value := get(names.CODE_FILE_PATH)) is not None:
         hop.location = f"{_text(value, names.CODE_FILE_PATH)}:{get(names.CODE_LINE_NUMBER, 0)}"
         if (value := get(names.CODE_FUNCTION_NAME)) is not None:
@@ -377,7 +397,9 @@ def _waits(value: object) -> dict[str, Any] | None:
     if value is None:
         return None
     if not isinstance(value, str) or len(value) > 65_536:
-        raise RecordError(f"{names.HOP_WAITS} is {_shown(value)}; it is a JSON object of at most 65,536 characters")
+        raise RecordError(
+            f"{names.HOP_WAITS} is {_shown(value)}; it is a JSON object of at most 65,536 characters"
+        )
     try:
         waits = json.loads(value)
     except RecursionError:

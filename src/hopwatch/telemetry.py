@@ -30,7 +30,7 @@ from opentelemetry.trace import (
 
 from hopwatch import attributes as names
 from hopwatch import records, waits
-from hopwatch.ledger import DURATIONS_A_TICK
+from hopwatch.ledger import DURATIONS_A_TICK, Note
 from hopwatch.process import current, failed, failures
 
 if TYPE_CHECKING:
@@ -129,6 +129,7 @@ class Telemetry:
         """Records that no flush has been asked for yet."""
         self._flushed_at = 0
         self._beat_at = 0
+        self._timers: waits.Timers | None = None
         self._to_look_at: list[Entry] = []
         """The open hops of the current round of sampling that have not been looked at yet, the oldest last."""
         self._ended: deque[tuple[str, str, int]] = deque(maxlen=2 * DURATIONS_A_TICK)
@@ -180,7 +181,9 @@ class Telemetry:
     def late(self, parent: Entry) -> None:
         """Correct what the record of a closed hop declared."""
         try:
-            self._tell(parent, "hopwatch.late", records.late_attributes(parent, self._instance), time.time_ns())
+            self._tell(
+                parent, "hopwatch.late", records.late_attributes(parent, self._instance), time.time_ns()
+            )
         except Exception:  # noqa: BLE001
             failed("telemetry.late")
 
@@ -239,16 +242,24 @@ class Telemetry:
         context = seed.context if seed and seed.context is not None else None
         if entry.cascade:
             trace_id = int(entry.cascade, 16)
-            if context is not None and trace.get_current_span(context).get_span_context().trace_id == trace_id:
+            if (
+                context is not None
+                and trace.get_current_span(context).get_span_context().trace_id == trace_id
+            ):
                 return context
             carrier = seed.carrier if seed else None
-            if carrier is not None and carrier.context is not None:
-                if trace.get_current_span(carrier.context).get_span_context().trace_id == trace_id:
-                    return carrier.context
+            brought = carrier.context if carrier is not None else None
+            if (
+                brought is not None
+                and trace.get_current_span(brought).get_span_context().trace_id == trace_id
+            ):
+                return brought
             parent = entry.parent
             if parent is not None and isinstance(parent.span, HopSpan):
                 return set_span_in_context(parent.span.span, context)
-            remote = SpanContext(trace_id, int(entry.parent_id or "1", 16), is_remote=True, trace_flags=TraceFlags(1))
+            remote = SpanContext(
+                trace_id, int(entry.parent_id or "1", 16), is_remote=True, trace_flags=TraceFlags(1)
+            )
             return set_span_in_context(NonRecordingSpan(remote), context)
         return context if context is not None else otel_context.get_current()
 
@@ -306,6 +317,8 @@ class Telemetry:
         """
         now = time.time_ns()
         ledger = process.ledger
+        # A loop's timers are read at most once a tick.
+        self._timers = waits.Timers()
         for look in process.each_tick:
             try:
                 look(now)
@@ -326,11 +339,19 @@ class Telemetry:
             if not isinstance(span, HopSpan) or hop.closed:
                 continue
             age = now - hop.started
-            due = MARKERS_AT[span.markers] if span.markers < len(MARKERS_AT) else (span.markers - len(MARKERS_AT) + 2) * MARKERS_AT[-1]
+            due = (
+                MARKERS_AT[span.markers]
+                if span.markers < len(MARKERS_AT)
+                else (span.markers - len(MARKERS_AT) + 2) * MARKERS_AT[-1]
+            )
             if age >= due:
                 while age >= due:
                     span.markers += 1
-                    due = MARKERS_AT[span.markers] if span.markers < len(MARKERS_AT) else (span.markers - len(MARKERS_AT) + 2) * MARKERS_AT[-1]
+                    due = (
+                        MARKERS_AT[span.markers]
+                        if span.markers < len(MARKERS_AT)
+                        else (span.markers - len(MARKERS_AT) + 2) * MARKERS_AT[-1]
+                    )
                 self._sample(hop, span, time.time_ns())
                 self._mark(hop, span)
         self._meters.record(ledger, self._ended)
@@ -339,6 +360,7 @@ class Telemetry:
             self._waiting = 0
             self._flushing = True
             self._flush.set()
+        self._timers = None  # it keeps the handles that it has read
         return bool(hops or len(ledger) or self._waiting)
 
     def _reveal(self, process: Process, now: int) -> None:
@@ -347,7 +369,11 @@ class Telemetry:
         overdue = ledger.overdue(now - threshold)
         if not overdue:
             return
-        runners = {id(task) for hop in ledger.open_hops() if hop.runner is not None and (task := hop.runner()) is not None}
+        runners = {
+            id(task)
+            for hop in ledger.open_hops()
+            if hop.runner is not None and (task := hop.runner()) is not None
+        }
         for entry in overdue:
             parent = entry.parent
             outlived = parent is not None and parent.done is not None and now - parent.done > threshold
@@ -383,7 +409,7 @@ class Telemetry:
 
     def _sample(self, hop: Entry, span: HopSpan, now: int) -> None:
         try:
-            span.told, span.moves = what_it_waits_on(hop)
+            span.told, span.moves = what_it_waits_on(hop, self._timers)
         except Exception:  # noqa: BLE001
             failed("telemetry.sample")
             span.told, span.moves = None, True
@@ -391,7 +417,12 @@ class Telemetry:
 
     def _mark(self, hop: Entry, span: HopSpan) -> None:
         moves = span.moves is not False
-        self._tell(hop, "hopwatch.open", records.open_attributes(hop, self._instance, span.told, moves=moves), span.sampled)
+        self._tell(
+            hop,
+            "hopwatch.open",
+            records.open_attributes(hop, self._instance, span.told, moves=moves),
+            span.sampled,
+        )
 
     def _beat(self, process: Process, hops: list[Entry], now: int) -> None:
         self._beat_at = now
@@ -402,7 +433,9 @@ class Telemetry:
         above = SpanContext(self._own_trace, 1, is_remote=True, trace_flags=TraceFlags(1))
         context = set_span_in_context(NonRecordingSpan(above), otel_context.Context())
         at = time.time_ns()
-        self._tracer.start_span("hopwatch.heartbeat", context=context, attributes=attributes, start_time=at).end(end_time=at)
+        self._tracer.start_span(
+            "hopwatch.heartbeat", context=context, attributes=attributes, start_time=at
+        ).end(end_time=at)
         self._waiting += 1
 
     def _flusher(self) -> None:
@@ -421,14 +454,18 @@ class Telemetry:
                 self._flushing = False
 
 
-def what_it_waits_on(hop: Entry) -> tuple[dict[str, Any] | None, bool]:
+def what_it_waits_on(hop: Entry, timers: waits.Timers | None = None) -> tuple[dict[str, Any] | None, bool]:
     """Say what an open hop waits on.
+
+    Args:
+        hop: the hop.
+        timers: those of the loops, where several hops are looked at in a row.
 
     Returns:
         The form of `hopwatch.waits.Wait.as_dict`, with what the invisible entries below it wait on under `of`, and
         whether any of it may move by itself.
     """
-    found = of_entry(hop) if hop.done is None else None
+    found = of_entry(hop, timers) if hop.done is None else None
     below = hop.ledger.below(hop, LOOK_BELOW + 1)
     many = len(below) > LOOK_BELOW
     runner = hop.runner() if hop.runner is not None else None
@@ -438,12 +475,14 @@ def what_it_waits_on(hop: Entry) -> tuple[dict[str, Any] | None, bool]:
             continue  # it waits for this hop, not the other way round
         if entry.runner is not None and runner is not None and entry.runner() is runner:
             continue  # the hop's own task
-        parts.append(of_entry(entry) or ({"kind": "unknown", "what": entry.name, "moves": True}, True))
+        parts.append(
+            of_entry(entry, timers) or ({"kind": "unknown", "what": entry.name, "moves": True}, True)
+        )
     held = hop.held
     if held:
         from hopwatch.instrument.queues import waiting_items  # noqa: PLC0415 - only where there are queues
 
-        parts.extend(waiting_items(hop))
+        parts.extend(waiting_items(hop, timers))
     if found is None:
         what = f"its own work is over; {len(below) + held}{' or more' if many else ''} of what it started goes on"
         told: dict[str, Any] = {"kind": "gather", "what": what}
@@ -457,16 +496,27 @@ def what_it_waits_on(hop: Entry) -> tuple[dict[str, Any] | None, bool]:
     return told, moves
 
 
-def of_entry(entry: Entry) -> tuple[dict[str, Any], bool] | None:
+def of_entry(entry: Entry | Note, timers: waits.Timers | None = None) -> tuple[dict[str, Any], bool] | None:
     """What one entry waits on, by the asyncio task that does its work; None where no task is known."""
-    if entry.kind == "event":
+    if entry.kind == "event" and not isinstance(entry, Note):
         from hopwatch.instrument.queues import what_event_waits_on  # noqa: PLC0415 - only where there are events
 
-        return what_event_waits_on(entry)
+        return what_event_waits_on(entry, timers)
     task = entry.runner() if entry.runner is not None else None
     if task is None:
-        return None if entry.runner is None else ({"kind": "unknown", "what": f"{entry.name}, whose task is gone", "moves": True}, True)
-    wait = waits.of_task(task, holder_of=holder_of)
+        return (
+            None
+            if entry.runner is None
+            else ({"kind": "unknown", "what": f"{entry.name}, whose task is gone", "moves": True}, True)
+        )
+    made_in = (
+        entry.code.co_filename
+        if isinstance(entry, Note)
+        else entry.origin[0].co_filename
+        if entry.origin
+        else None
+    )
+    wait = waits.of_task(task, holder_of=holder_of, made_in=made_in, timers=timers)
     told = wait.as_dict()
     return told, wait.moves
 
@@ -575,21 +625,31 @@ class _Meters:
         meter = metrics.get_meter(names.SCOPE)
         self._hops = meter.create_histogram(names.METRIC_DURATION, "s", "How long hops took")
         self._durations = {
-            "task": meter.create_histogram(names.METRIC_TASK_DURATION, "s", "How long asyncio tasks of cascades ran"),
+            "task": meter.create_histogram(
+                names.METRIC_TASK_DURATION, "s", "How long asyncio tasks of cascades ran"
+            ),
             "event": meter.create_histogram(names.METRIC_EVENT_DURATION, "s", "From enqueue to task_done"),
             "lock": meter.create_histogram(names.METRIC_LOCK_WAIT, "s", "How long tasks waited for a lock"),
         }
         self.lock_hold = meter.create_histogram(names.METRIC_LOCK_HOLD, "s", "How long a lock was held")
         self.queue_wait = meter.create_histogram(names.METRIC_QUEUE_WAIT, "s", "From enqueue to dequeue")
-        self.queue_depth = meter.create_histogram(names.METRIC_QUEUE_DEPTH, "{item}", "Items in the queue after an enqueue")
-        self.destroyed = meter.create_counter(names.METRIC_DESTROYED, "{task}", "Tasks that were collected while pending")
+        self.queue_depth = meter.create_histogram(
+            names.METRIC_QUEUE_DEPTH, "{item}", "Items in the queue after an enqueue"
+        )
+        self.destroyed = meter.create_counter(
+            names.METRIC_DESTROYED, "{task}", "Tasks that were collected while pending"
+        )
         reference = weakref.ref(telemetry)
 
         def observe(count: Any) -> Any:
             def callback(_: CallbackOptions) -> Iterable[Observation]:
                 telemetry = reference()
                 process = telemetry._process() if telemetry is not None else None  # noqa: SLF001
-                return [] if process is None else [metrics.Observation(value, labels) for value, labels in count(process)]
+                return (
+                    []
+                    if process is None
+                    else [metrics.Observation(value, labels) for value, labels in count(process)]
+                )
 
             return callback
 
@@ -597,7 +657,10 @@ class _Meters:
             names.METRIC_OPEN, [observe(_open_by_kind)], "{hop}", "Hops that are open in this process"
         )
         meter.create_observable_counter(
-            names.METRIC_DROPPED, [observe(lambda process: [(process.ledger.dropped, {})])], "{entry}", "Entries that did not fit into the ledger"
+            names.METRIC_DROPPED,
+            [observe(lambda process: [(process.ledger.dropped, {})])],
+            "{entry}",
+            "Entries that did not fit into the ledger",
         )
         meter.create_observable_counter(
             names.METRIC_FAILURES,

@@ -56,7 +56,9 @@ class Agent:
 class Missing:
     """One thing that was promised or lost, so that the accounting is not complete."""
 
-    what: Literal["parent", "children", "remote", "delivery", "sampled", "dropped", "rejected", "cycle", "opaque"]
+    what: Literal[
+        "parent", "children", "remote", "delivery", "sampled", "dropped", "rejected", "cycle", "opaque"
+    ]
     hop: str
     """The hop that tells of it."""
     id: str | None
@@ -105,7 +107,11 @@ def judge(
         The first row of the table of verdicts that holds.
     """
     if not hops:
-        came = f"All {rejected} records of this cascade were refused." if rejected else "No record of this cascade has come."
+        came = (
+            f"All {rejected} records of this cascade were refused."
+            if rejected
+            else "No record of this cascade has come."
+        )
         return Verdict("unknown", came)
     tree = _Tree(hops)
     missing, opaque = _missing(tree, rejected, tasks or {})
@@ -122,7 +128,9 @@ def judge(
     where = f" up to {_listed(opaque)}, which hopwatch cannot see into" if opaque else ""
     late = sum(1 for hop in hops.values() if hop.late)
     note = f" {late} of them began late, after the hop that caused them had closed." if late else ""
-    reason = f"Settled{where}: all {len(hops)} hops have ended, and every hop that was declared was seen.{note}"
+    reason = (
+        f"Settled{where}: all {len(hops)} hops have ended, and every hop that was declared was seen.{note}"
+    )
     return Verdict("settled", reason, [], [], opaque)
 
 
@@ -150,7 +158,9 @@ class _Findings:
 
     def last_event(self) -> int:
         """When anything of the cascade last began or ended, by the collector's clock as far as it is known."""
-        return max(max(hop.started, hop.ended or 0) + self._skew(hop.instance) for hop in self.tree.hops.values())
+        return max(
+            max(hop.started, hop.ended or 0) + self._skew(hop.instance) for hop in self.tree.hops.values()
+        )
 
     def looked_at(self, hop: Hop) -> int:
         """When somebody last looked at what an open hop waits on; its agent's heartbeat says that nothing changed since."""
@@ -196,7 +206,9 @@ class _Tree:
         return [hop for hop in self.hops.values() if hop.id not in reached]
 
 
-def _missing(tree: _Tree, rejected: int, tasks: Mapping[tuple[str, str], tuple[str, int]]) -> tuple[list[Missing], list[str]]:
+def _missing(
+    tree: _Tree, rejected: int, tasks: Mapping[tuple[str, str], tuple[str, int]]
+) -> tuple[list[Missing], list[str]]:
     out: list[Missing] = []
     opaque: list[str] = []
     hops = tree.hops
@@ -210,14 +222,30 @@ def _missing(tree: _Tree, rejected: int, tasks: Mapping[tuple[str, str], tuple[s
     for hop in hops.values():
         below = tree.below.get(hop.id, ())
         if hop.parent is not None and hop.parent not in hops:
-            out.append(Missing("parent", hop.id, hop.parent, f"the parent of {describe(hop)} has not been heard of", hop.heard))
+            out.append(
+                Missing(
+                    "parent",
+                    hop.id,
+                    hop.parent,
+                    f"the parent of {describe(hop)} has not been heard of",
+                    hop.heard,
+                )
+            )
         # An agent may send to itself: what counts as declared is not the process, but how the child came about.
         here = [child for child in below if not child.remote]
         late = sum(1 for child in here if child.late)
         lost = max(0, hop.children - (len(here) - late)) + max(0, hop.late_children - late)
         if lost:
             plural, verb = ("hop", "has") if lost == 1 else ("hops", "have")
-            out.append(Missing("children", hop.id, None, f"{lost} {plural} that {describe(hop)} declared {verb} not come", hop.heard))
+            out.append(
+                Missing(
+                    "children",
+                    hop.id,
+                    None,
+                    f"{lost} {plural} that {describe(hop)} declared {verb} not come",
+                    hop.heard,
+                )
+            )
         if hop.peer_hop is not None and hop.peer_hop not in hops:
             if hop.peer_sampled is False:
                 sentence = f"{hop.peer_name or 'the peer'} drops this trace by its sampler, so what {describe(hop)} handed to it is not recorded"
@@ -226,7 +254,9 @@ def _missing(tree: _Tree, rejected: int, tasks: Mapping[tuple[str, str], tuple[s
                 sentence = f"{describe(hop)} was promised hop {hop.peer_hop} by {hop.peer_name or 'its peer'}, and it has not come"
                 out.append(Missing("remote", hop.id, hop.peer_hop, sentence, hop.heard))
         elif hop.peer == "instrumented" and hop.peer_hop is None:
-            out.append(Missing("dropped", hop.id, None, f"the peer of {describe(hop)} had no room to account for it"))
+            out.append(
+                Missing("dropped", hop.id, None, f"the peer of {describe(hop)} had no room to account for it")
+            )
         elif hop.peer == "unknown" and not any(child.remote for child in below):
             sentence = f"nobody knows whether {describe(hop)} reached {hop.peer_name or 'its peer'}: {hop.reason or 'no answer came'}"
             out.append(Missing("delivery", hop.id, None, sentence))
@@ -236,25 +266,54 @@ def _missing(tree: _Tree, rejected: int, tasks: Mapping[tuple[str, str], tuple[s
                 opaque.append(name)
             state = told.get((name, hop.task_id), (None, 0))[0] if hop.task_id else None
             if hop.kind == "send" and hop.task_id and state not in TERMINAL_STATES:
-                sentence = f"{name} is not instrumented, and its task {hop.task_id} was last seen {_state(state)}"
+                sentence = (
+                    f"{name} is not instrumented, and its task {hop.task_id} was last seen {_state(state)}"
+                )
                 out.append(Missing("opaque", hop.id, None, sentence))
         if hop.dropped:
-            out.append(Missing("dropped", hop.id, None, f"{hop.dropped} entries below {describe(hop)} did not fit into the ledger of {hop.agent}"))
+            out.append(
+                Missing(
+                    "dropped",
+                    hop.id,
+                    None,
+                    f"{hop.dropped} entries below {describe(hop)} did not fit into the ledger of {hop.agent}",
+                )
+            )
     if rejected:
         out.append(Missing("rejected", "", None, f"{rejected} records of this cascade were refused"))
     circle = tree.in_cycles()
     if circle:
-        out.append(Missing("cycle", circle[0].id, None, f"the parents of {len(circle)} hops go round in a circle, {describe(circle[0])} among them"))
+        out.append(
+            Missing(
+                "cycle",
+                circle[0].id,
+                None,
+                f"the parents of {len(circle)} hops go round in a circle, {describe(circle[0])} among them",
+            )
+        )
     # What was promised by its id says more than what only left a gap.
     out.sort(key=lambda each: _ORDER.index(each.what))
     return out, opaque
 
 
-_ORDER: Final = ("remote", "delivery", "sampled", "opaque", "dropped", "rejected", "children", "parent", "cycle")
+_ORDER: Final = (
+    "remote",
+    "delivery",
+    "sampled",
+    "opaque",
+    "dropped",
+    "rejected",
+    "children",
+    "parent",
+    "cycle",
+)
 
 
 def _broken(found: _Findings) -> Verdict | None:
-    lost = sorted((hop for hop in found.tree.hops.values() if hop.outcome == "abandoned"), key=lambda hop: hop.ended or 0)
+    lost = sorted(
+        (hop for hop in found.tree.hops.values() if hop.outcome == "abandoned"),
+        key=lambda hop: hop.ended or 0,
+    )
     if not lost:
         return None
     first = lost[0]
@@ -271,7 +330,9 @@ def _broken(found: _Findings) -> Verdict | None:
 def _in_flight(found: _Findings) -> Verdict | None:
     last = found.last_event()
     moving = [
-        hop for hop in found.opened if found.alive(hop) and (hop.moves is not False or found.looked_at(hop) <= last)
+        hop
+        for hop in found.opened
+        if found.alive(hop) and (hop.moves is not False or found.looked_at(hop) <= last)
     ]
     coming = found.on_its_way()
     if not moving and not coming:
@@ -289,7 +350,9 @@ def _in_flight(found: _Findings) -> Verdict | None:
 
 
 def _silent(found: _Findings) -> Verdict | None:
-    silent = [hop for hop in found.frontier if not found.alive(hop)] or [hop for hop in found.opened if not found.alive(hop)]
+    silent = [hop for hop in found.frontier if not found.alive(hop)] or [
+        hop for hop in found.opened if not found.alive(hop)
+    ]
     if not silent:
         return None
     first = silent[0]
@@ -350,13 +413,23 @@ def _tasks_left(found: _Findings, tasks: Mapping[tuple[str, str], tuple[str, int
             else:
                 states[key] = known
     interrupted = [key for key, (state, _) in states.items() if state in INTERRUPTED_STATES]
-    stuck = [key for key, (state, _) in states.items() if state not in INTERRUPTED_STATES and state not in TERMINAL_STATES]
+    stuck = [
+        key
+        for key, (state, _) in states.items()
+        if state not in INTERRUPTED_STATES and state not in TERMINAL_STATES
+    ]
     if interrupted:
         agent, task = interrupted[0]
-        return Verdict("waiting", f"Nothing is open; task {task} of {agent} is {_state(states[interrupted[0]][0])} and waits for somebody's message.")
+        return Verdict(
+            "waiting",
+            f"Nothing is open; task {task} of {agent} is {_state(states[interrupted[0]][0])} and waits for somebody's message.",
+        )
     if stuck:
         agent, task = stuck[0]
-        return Verdict("stranded", f"Nothing is open, yet task {task} of {agent} is {_state(states[stuck[0]][0])}: it will never move again.")
+        return Verdict(
+            "stranded",
+            f"Nothing is open, yet task {task} of {agent} is {_state(states[stuck[0]][0])}: it will never move again.",
+        )
     return None
 
 

@@ -17,7 +17,9 @@ from hopwatch.collector.otlp import read_traces
 def spans(limit):
     exporter = InMemorySpanExporter()
     provider = TracerProvider(
-        span_limits=SpanLimits(max_span_attributes=limit), resource=Resource({"service.name": "worker"}), shutdown_on_exit=False
+        span_limits=SpanLimits(max_span_attributes=limit),
+        resource=Resource({"service.name": "worker"}),
+        shutdown_on_exit=False,
     )
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     span = provider.get_tracer(names.SCOPE).start_span("send")

@@ -120,7 +120,7 @@ def _batch(resources: Iterable[tuple[Sender, int, Iterable[Span]]], now: int) ->
         for span in spans:
             try:
                 _take(batch, sender, span)
-            except RecordError as error:  # noqa: PERF203 - the rest of the batch goes on
+            except RecordError as error:
                 batch.refused.add(str(error))
                 if span.trace and span.attributes.get(names.RECORD) != names.RECORD_HEARTBEAT:
                     batch.refused_of[span.trace] += 1
@@ -145,7 +145,9 @@ def _take(batch: Batch, sender: Sender, span: Span) -> None:
         raise RecordError("the span ends more than a day in the collector's future")
     if _CUT in attributes or names.RECORD not in attributes:
         # An attribute that is absent has a meaning: one that was dropped must not be taken for it.
-        raise RecordError("the sender dropped attributes of the span: raise OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT there")
+        raise RecordError(
+            "the sender dropped attributes of the span: raise OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT there"
+        )
     if len(attributes) > MAX_ATTRIBUTES:
         raise RecordError(f"the span has more than {MAX_ATTRIBUTES} attributes")
     if len("".join(attributes)) > MAX_NAMES:
@@ -327,7 +329,7 @@ def _json_resource_spans(request: Mapping[str, Any]) -> Iterator[tuple[Sender, i
                 ):
                     read = _json_span(span)
                     if _integer(span.get("droppedAttributesCount")):
-                        read.attributes[_CUT] = True
+                        read = read._replace(attributes={**read.attributes, _CUT: True})
                     ours.append(read)
         yield _json_sender(each), count - len(ours), ours
 

@@ -65,7 +65,11 @@ def _everything_ended(cascade: Cascade) -> str | None:
 def _worker_awaits_a_future(cascade: Cascade) -> str | None:
     for hop in _at_frontier(cascade, kind="execution", agent="worker"):
         waits = hop["waits_on"] or {}
-        if waits.get("kind") == "future" and str(waits.get("file", "")).endswith("worker.py") and waits.get("line"):
+        if (
+            waits.get("kind") == "future"
+            and str(waits.get("file", "")).endswith("worker.py")
+            and waits.get("line")
+        ):
             return None
         return f"the worker's execution waits on {waits}"
     return "the worker's execution is not at the frontier"
@@ -79,7 +83,9 @@ def _two_locks(cascade: Cascade) -> str | None:
         waits = hop["waits_on"] or {}
         if waits.get("kind") != "lock" or not waits.get("holder"):
             return f"{hop['name']} waits on {waits}, which names no lock with its holder"
-        if not any(each["kind"] == "execution" and each["agent"] == "worker" for each in _above(cascade, hop)):
+        if not any(
+            each["kind"] == "execution" and each["agent"] == "worker" for each in _above(cascade, hop)
+        ):
             return f"{hop['name']} is not part of the worker's execution"
     holders = {(hop["waits_on"] or {})["holder"] for hop in tasks}
     return None if holders == {"reserve", "charge"} else f"the locks are held by {sorted(holders)}"
@@ -113,7 +119,9 @@ def _destroyed_task(cascade: Cascade) -> str | None:
 
 
 def _silent_worker(cascade: Cascade) -> str | None:
-    return None if "worker has not been heard of" in cascade["reason"] else "the reason does not name the worker"
+    return (
+        None if "worker has not been heard of" in cascade["reason"] else "the reason does not name the worker"
+    )
 
 
 def _promised_hop(cascade: Cascade) -> str | None:
@@ -130,7 +138,9 @@ FAULTS: dict[str, Fault] = {
     "drop-push": Fault("the planner's webhook answers the worker with 503", "stalled", 8.0, _refused_push),
     "deadlock": Fault("two tasks of the worker take two locks in opposite order", "stalled", 8.0, _two_locks),
     "slow": Fault("the worker waits 15 s for a slow server", "settled", 40.0, _socket),
-    "gc": Fault("the worker's work sits in a task that nobody keeps, and is collected", "broken", 8.0, _destroyed_task),
+    "gc": Fault(
+        "the worker's work sits in a task that nobody keeps, and is collected", "broken", 8.0, _destroyed_task
+    ),
     "silent": Fault("the worker is stopped with SIGSTOP", "silent", 20.0, _silent_worker),
     "lost": Fault("the worker's telemetry never leaves it", "unknown", 20.0, _promised_hop),
 }

@@ -76,7 +76,9 @@ class Cast:
         self.folder = folder
         self.processes: dict[str, subprocess.Popen[str]] = {}
 
-    def start(self, name: str, command: list[str], environment: dict[str, str] | None = None, *, piped: bool = False) -> subprocess.Popen[str]:
+    def start(
+        self, name: str, command: list[str], environment: dict[str, str] | None = None, *, piped: bool = False
+    ) -> subprocess.Popen[str]:
         """Start a process; what it prints goes into a file of the folder."""
         with (self.folder / f"{name}.log").open("w") as log:
             process = subprocess.Popen(  # noqa: S603 - our own programs
@@ -153,7 +155,18 @@ def start_collector(cast: Cast) -> str:
     """
     process = cast.start(
         "collector",
-        [sys.executable, "-m", "hopwatch.cli", "serve", "--port", "0", "--grpc-port", "0", "--store", str(cast.folder / "hops.sqlite")],
+        [
+            sys.executable,
+            "-m",
+            "hopwatch.cli",
+            "serve",
+            "--port",
+            "0",
+            "--grpc-port",
+            "0",
+            "--store",
+            str(cast.folder / "hops.sqlite"),
+        ],
         piped=True,
     )
     assert process.stdout is not None  # noqa: S101 - it was asked for
@@ -164,7 +177,15 @@ def start_collector(cast: Cast) -> str:
     raise DemoError(f"the collector did not start: {line.strip() or cast.tail('collector')}")
 
 
-def start_agents(cast: Cast, fault: str, endpoint: str, slow: str, *, extra: dict[str, str] | None = None, binding: str = "JSONRPC") -> tuple[str, int]:
+def start_agents(
+    cast: Cast,
+    fault: str,
+    endpoint: str,
+    slow: str,
+    *,
+    extra: dict[str, str] | None = None,
+    binding: str = "JSONRPC",
+) -> tuple[str, int]:
     """Start worker, planner and frontdesk, and wait until each serves its card.
 
     Returns:
@@ -178,7 +199,20 @@ def start_agents(cast: Cast, fault: str, endpoint: str, slow: str, *, extra: dic
         ("frontdesk", frontdesk, f"http://{LOOPBACK}:{planner}", endpoint),
     )
     for name, port, to, where in plan:
-        command = [*run, str(AGENTS / f"{name}.py"), "--port", str(port), "--fault", fault, "--slow", slow, "--to", to, "--binding", binding]
+        command = [
+            *run,
+            str(AGENTS / f"{name}.py"),
+            "--port",
+            str(port),
+            "--fault",
+            fault,
+            "--slow",
+            slow,
+            "--to",
+            to,
+            "--binding",
+            binding,
+        ]
         cast.start(name, command, {**agent_environment(name, where), **(extra or {})})
     until = time.monotonic() + 60
     for name, port, _, _ in plan:
@@ -243,19 +277,21 @@ class Watch:
         """The cascade as it stands, or None while the collector knows of none."""
         cascade = self.outcome.cascade
         if cascade is None:
-            known = self._client.get("/api/cascades", params={"limit": 1}).raise_for_status().json()["cascades"]
+            known = (
+                self._client.get("/api/cascades", params={"limit": 1}).raise_for_status().json()["cascades"]
+            )
             if not known:
                 return None
             identifier = known[0]["cascade"]
         else:
             identifier = cascade["cascade"]
-        cascade = self._client.get(f"/api/cascades/{identifier}").raise_for_status().json()
-        self.outcome.cascade = cascade
+        seen: Cascade = self._client.get(f"/api/cascades/{identifier}").raise_for_status().json()
+        self.outcome.cascade = cascade = seen
         self.outcome.verdict = cascade["verdict"]
         if not self.outcome.history or self.outcome.history[-1][1] != cascade["verdict"]:
             self.outcome.history.append((round(time.monotonic() - self._began, 2), cascade["verdict"]))
-        self._show(cascade, self.outcome)
-        return cascade
+        self._show(seen, self.outcome)
+        return seen
 
     def until(self, wanted: Callable[[Cascade], bool], seconds: float) -> Cascade:
         """Look until the cascade is as wanted, at most so long."""
@@ -269,7 +305,13 @@ class Watch:
             time.sleep(0.05)
 
 
-def play(fault: str, show: Callable[[Cascade, Outcome], None], *, hold: Callable[[str], None] | None = None, folder: Path) -> Outcome:
+def play(
+    fault: str,
+    show: Callable[[Cascade, Outcome], None],
+    *,
+    hold: Callable[[str], None] | None = None,
+    folder: Path,
+) -> Outcome:
     """Run the demo with one fault.
 
     Args:
@@ -313,11 +355,19 @@ def _watch(watch: Watch, planted: Fault, cast: Cast, fault: str, outcome: Outcom
             cast.processes["worker"].send_signal(signal.SIGSTOP)
         elif fault == "slow":
             watch.until(_worker_reads, SLOW_FOR)
-        cascade = watch.until(lambda each: each["verdict"] == planted.verdict and planted.names(each) is None, patience)
+        cascade = watch.until(
+            lambda each: each["verdict"] == planted.verdict and planted.names(each) is None, patience
+        )
     except TimeoutError:
         seen = outcome.cascade
-        outcome.problem = "no cascade came" if seen is None else (
-            planted.names(seen) or "" if seen["verdict"] == planted.verdict else f"the verdict is {seen['verdict']}, not {planted.verdict}"
+        outcome.problem = (
+            "no cascade came"
+            if seen is None
+            else (
+                planted.names(seen) or ""
+                if seen["verdict"] == planted.verdict
+                else f"the verdict is {seen['verdict']}, not {planted.verdict}"
+            )
         )
         return
     started = _time(cascade["started"])
@@ -338,7 +388,10 @@ def _watch(watch: Watch, planted: Fault, cast: Cast, fault: str, outcome: Outcom
 
 
 def _worker_is_at_it(cascade: Cascade) -> bool:
-    return any(hop["kind"] == "execution" and hop["agent"] == "worker" and hop["state"] == "open" for hop in cascade["hops"])
+    return any(
+        hop["kind"] == "execution" and hop["agent"] == "worker" and hop["state"] == "open"
+        for hop in cascade["hops"]
+    )
 
 
 def _worker_reads(cascade: Cascade) -> bool:

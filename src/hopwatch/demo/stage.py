@@ -39,7 +39,9 @@ class Stage:
                 self._live.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -66,7 +68,9 @@ class Stage:
         if self._live is not None:
             self._live.stop()
             self._live = None
-        self._say(f"Still running, with the collector at {url}; try `hopwatch ls --url {url}`. Control-C ends it.")
+        self._say(
+            f"Still running, with the collector at {url}; try `hopwatch ls --url {url}`. Control-C ends it."
+        )
         try:
             while True:
                 time.sleep(3600)
@@ -80,7 +84,11 @@ class Stage:
             for line in picture.lines(cascade):
                 self._say(line)
         times = f" {outcome.after} s after its start" if outcome.after is not None else ""
-        lag = f", {outcome.lag} s after the last hop's end" if outcome.verdict == "settled" and outcome.lag is not None else ""
+        lag = (
+            f", {outcome.lag} s after the last hop's end"
+            if outcome.verdict == "settled" and outcome.lag is not None
+            else ""
+        )
         if outcome.problem is None:
             self._say(f"As it must be: {outcome.verdict}{times}{lag}.")
         else:

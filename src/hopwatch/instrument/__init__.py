@@ -37,7 +37,9 @@ class Patches:
         self._made.append((owner, name, own, replacement))
         return True
 
-    def wrap(self, owner: Any, name: str, wrapper: Callable[[Any, Any, tuple[Any, ...], dict[str, Any]], Any]) -> bool:
+    def wrap(
+        self, owner: Any, name: str, wrapper: Callable[[Any, Any, tuple[Any, ...], dict[str, Any]], Any]
+    ) -> bool:
         """Wrap `owner.name` so that it keeps its signature and name; `wrapper(wrapped, instance, args, kwargs)`."""
         return self.replace(owner, name, lambda original: wrapt.FunctionWrapper(original, wrapper))
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary, WeakSet, ref
 
-from opentelemetry.instrumentation.instrumentor import BaseInstrumentor
+from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]
 from opentelemetry.trace import Link
 
 from hopwatch import attributes as names
@@ -49,7 +49,9 @@ METHODS: Final = {
     "on_cancel_task": "CancelTask",
 }
 """A2A's method names by the SDK's."""
-STREAMS: Final = frozenset({"send_message_streaming", "subscribe", "on_message_send_stream", "on_subscribe_to_task"})
+STREAMS: Final = frozenset(
+    {"send_message_streaming", "subscribe", "on_message_send_stream", "on_subscribe_to_task"}
+)
 ONLY_WITHIN: Final = frozenset({"GetTask"})
 """Asking for a task is a hop where a cascade asks; somebody who polls from outside starts no cascade each time."""
 
@@ -75,7 +77,9 @@ def _runner() -> Any:
 def _end(entry: Entry | None, error: BaseException | None) -> None:
     if entry is None:
         return
-    if error is None or isinstance(error, GeneratorExit):  # who takes the first answer and leaves is no failure
+    if error is None or isinstance(
+        error, GeneratorExit
+    ):  # who takes the first answer and leaves is no failure
         entry.finish()
     elif isinstance(error, CancelledError):
         entry.finish("cancelled", entry.reason)
@@ -276,7 +280,12 @@ def _open_execution(executor: Any, context: Any, queue: Any) -> Entry | None:
     try:
         parent = current.get()
         task = current_task()
-        if parent is not None and parent.kind == "execution" and parent.runner is not None and parent.runner() is task:
+        if (
+            parent is not None
+            and parent.kind == "execution"
+            and parent.runner is not None
+            and parent.runner() is task
+        ):
             return None  # an executor that calls its base class's execute
         task_id = getattr(context, "task_id", None)
         attributes: dict[str, Any] = {}
@@ -284,10 +293,11 @@ def _open_execution(executor: Any, context: Any, queue: Any) -> Entry | None:
             attributes[names.A2A_TASK_ID] = task_id
         if getattr(context, "context_id", None):
             attributes[names.GEN_AI_CONVERSATION_ID] = context.context_id
-        message = getattr(context, "message", None)
+        message: Any = getattr(context, "message", None)
         if message is not None and getattr(message, "message_id", ""):
             attributes[names.A2A_MESSAGE_ID] = message.message_id
-        function = getattr(type(executor).execute, "__wrapped__", type(executor).execute)
+        found: Any = type(executor).execute
+        function: Any = getattr(found, "__wrapped__", found)
         code = getattr(function, "__code__", None)
         if code is not None:
             attributes[names.CODE_FUNCTION_NAME] = getattr(function, "__qualname__", code.co_name)
@@ -309,7 +319,10 @@ def _open_execution(executor: Any, context: Any, queue: Any) -> Entry | None:
         if entry is None:
             return None
         if task_id:
-            _executions[task_id] = (ref(entry), entry.span.context if isinstance(entry.span, HopSpan) else None)
+            _executions[task_id] = (
+                ref(entry),
+                entry.span.context if isinstance(entry.span, HopSpan) else None,
+            )
             _executions.move_to_end(task_id)
             while len(_executions) > MAX_EXECUTIONS:
                 _executions.popitem(last=False)
@@ -379,14 +392,18 @@ def _enqueue_event(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: d
     try:
         completion = _completions.get(instance)
         event = args[0] if args else kwargs.get("event")
-        if completion is not None and (type(event).__name__ == "_RequestCompleted" or isinstance(event, BaseException)):
+        if completion is not None and (
+            type(event).__name__ == "_RequestCompleted" or isinstance(event, BaseException)
+        ):
             return _enqueue_within(wrapped, completion.parent, args, kwargs)
     except Exception:  # noqa: BLE001
         failed("a2a.enqueue")
     return wrapped(*args, **kwargs)
 
 
-async def _enqueue_within(wrapped: Any, execution: Entry | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+async def _enqueue_within(
+    wrapped: Any, execution: Entry | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
     with within(execution):
         return await wrapped(*args, **kwargs)
 
@@ -425,7 +442,7 @@ async def _run_consumer(wrapped: Any, instance: Any, args: tuple[Any, ...], kwar
 async def _save_task(wrapped: Any, _instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     result = await wrapped(*args, **kwargs)
     try:
-        task = args[0] if args else kwargs.get("task")
+        task: Any = args[0] if args else kwargs.get("task")
         latest = _executions.get(task.id)
         entry = latest[0]() if latest is not None else None
         if entry is not None:
@@ -469,8 +486,11 @@ async def _dispatch(wrapped: Any, _instance: Any, args: tuple[Any, ...], kwargs:
 
 def _open_push(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Entry | None:
     try:
+        event: Any
+        info: Any
         event, info, task_id = (
-            args[index] if len(args) > index else kwargs.get(name) for index, name in enumerate(("event", "push_info", "task_id"))
+            args[index] if len(args) > index else kwargs.get(name)
+            for index, name in enumerate(("event", "push_info", "task_id"))
         )
         url = urlsplit(info.url)
         attributes: dict[str, Any] = {
@@ -481,7 +501,14 @@ def _open_push(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Entry | None:
             names.SERVER_ADDRESS: url.hostname or "",
             names.SERVER_PORT: url.port or {"http": 80, "https": 443}.get(url.scheme, 0),
         }
-        entry = begin(hopwatch_process.here(), "push", f"send {url.path or '/'}", current.get(), attributes=attributes, runner=_runner())
+        entry = begin(
+            hopwatch_process.here(),
+            "push",
+            f"send {url.path or '/'}",
+            current.get(),
+            attributes=attributes,
+            runner=_runner(),
+        )
         _note_task(entry, event)
         if entry is not None and task_id:
             entry.set(names.A2A_TASK_ID, task_id)
@@ -514,17 +541,28 @@ class A2AInstrumentor(BaseInstrumentor):  # type: ignore[misc]
                 ("starlette.applications", lambda module: asgi.instrument(self._patches, module)),
                 ("a2a.client.transports.jsonrpc", lambda module: self._transport(module.JsonRpcTransport)),
                 ("a2a.client.transports.rest", lambda module: self._transport(module.RestTransport)),
-                ("a2a.server.request_handlers.default_request_handler_v2", lambda module: self._handler(module.DefaultRequestHandlerV2)),
-                ("a2a.server.request_handlers.default_request_handler", lambda module: self._handler(module.LegacyRequestHandler)),
+                (
+                    "a2a.server.request_handlers.default_request_handler_v2",
+                    lambda module: self._handler(module.DefaultRequestHandlerV2),
+                ),
+                (
+                    "a2a.server.request_handlers.default_request_handler",
+                    lambda module: self._handler(module.LegacyRequestHandler),
+                ),
                 ("a2a.server.agent_execution.active_task", self._active_task),
                 (
                     "a2a.server.events.event_queue_v2",
                     lambda module: self._wrap(module.EventQueueSource, "enqueue_event", _enqueue_event),
                 ),
-                ("a2a.server.tasks.task_manager", lambda module: self._wrap(module.TaskManager, "_save_task", _save_task)),
+                (
+                    "a2a.server.tasks.task_manager",
+                    lambda module: self._wrap(module.TaskManager, "_save_task", _save_task),
+                ),
                 (
                     "a2a.server.tasks.base_push_notification_sender",
-                    lambda module: self._wrap(module.BasePushNotificationSender, "_dispatch_notification", _dispatch),
+                    lambda module: self._wrap(
+                        module.BasePushNotificationSender, "_dispatch_notification", _dispatch
+                    ),
                 ),
             ):
                 self._patches.when_imported(name, hook)

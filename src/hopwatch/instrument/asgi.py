@@ -50,7 +50,12 @@ class Exchange:
         task = current_task()
         links = []
         if self.carrier is not None:
-            sender = SpanContext(int(self.carrier.cascade, 16), int(self.carrier.hop, 16), is_remote=True, trace_flags=TraceFlags(1))
+            sender = SpanContext(
+                int(self.carrier.cascade, 16),
+                int(self.carrier.hop, 16),
+                is_remote=True,
+                trace_flags=TraceFlags(1),
+            )
             links.append(Link(sender))
         token = None
         if self.carrier is None:
@@ -123,7 +128,9 @@ def _calling(original: Any) -> Any:
                 outer = serving.get()
                 exchange = Exchange(scope)
                 # An application mounted in another one is served within the same request.
-                if outer is not None and (outer.carrier.hop if outer.carrier else "") == (exchange.carrier.hop if exchange.carrier else ""):
+                if outer is not None and (outer.carrier.hop if outer.carrier else "") == (
+                    exchange.carrier.hop if exchange.carrier else ""
+                ):
                     exchange = None
             except Exception:  # noqa: BLE001
                 failed("asgi.request")

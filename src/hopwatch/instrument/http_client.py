@@ -16,11 +16,21 @@ if TYPE_CHECKING:
 outgoing: ContextVar[Entry | None] = ContextVar("hopwatch_outgoing", default=None)
 """The send or push whose HTTP request comes next; the first request takes it."""
 
-NOT_DELIVERED = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol", "ProxyError", "InvalidURL", "LocalProtocolError"})
+NOT_DELIVERED = frozenset(
+    {
+        "ConnectError",
+        "ConnectTimeout",
+        "PoolTimeout",
+        "UnsupportedProtocol",
+        "ProxyError",
+        "InvalidURL",
+        "LocalProtocolError",
+    }
+)
 """Names of httpx's exceptions that are raised before anything has reached the other side."""
 
 
-def _sending(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _sending(wrapped: Any, _instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     entry = outgoing.get()
     if entry is None:
         return wrapped(*args, **kwargs)

@@ -35,7 +35,17 @@ LIBRARIES: Final = frozenset(
     }
 )  # fmt: skip
 """Top-level packages whose timers are their own business: keep-alives, timeouts, pings."""
-_STARTERS: Final = frozenset({"call_soon", "call_soon_threadsafe", "create_task", "ensure_future", "run_coroutine_threadsafe", "run_in_executor", "submit"})
+_STARTERS: Final = frozenset(
+    {
+        "call_soon",
+        "call_soon_threadsafe",
+        "create_task",
+        "ensure_future",
+        "run_coroutine_threadsafe",
+        "run_in_executor",
+        "submit",
+    }
+)
 """Functions of theirs that start what the application gave them."""
 _timers: dict[int, tuple[Entry, Any]] = {}
 _threads: dict[int, tuple[Entry, Any]] = {}
@@ -45,9 +55,15 @@ def _name(function: Any) -> tuple[str, str]:
     while isinstance(function, functools.partial):
         inner = function.func
         # asyncio.to_thread hands on Context.run, with what it is to run.
-        through = function.args and getattr(inner, "__name__", "") == "run" and isinstance(getattr(inner, "__self__", None), Context)
+        through = (
+            function.args
+            and getattr(inner, "__name__", "") == "run"
+            and isinstance(getattr(inner, "__self__", None), Context)
+        )
         function = function.args[0] if through else inner
-    return getattr(function, "__module__", None) or "", getattr(function, "__qualname__", None) or type(function).__qualname__
+    return getattr(function, "__module__", None) or "", getattr(function, "__qualname__", None) or type(
+        function
+    ).__qualname__
 
 
 def _is_work(callback: Any) -> bool:

@@ -182,7 +182,7 @@ def _waiting(kind: str, ready: Any) -> Any:
 
 def _wait(original: Any, lock: Any, hop: Entry, kind: str, holder: Any, *, many: bool = False) -> Any:
     """The coroutine of a wait that counts; it goes by the name of what it stands for."""
-    coro = _waited_for(original, lock, hop, kind, holder, many)
+    coro: Any = _waited_for(original, lock, hop, kind, holder, many)
     coro.__name__, coro.__qualname__ = original.__name__, original.__qualname__
     return coro
 

@@ -73,7 +73,22 @@ class Line:
     order, has an entry of its own in that place.
     """
 
-    __slots__ = ("__weakref__", "acknowledges", "by_identity", "inside", "loop", "marks", "odd", "plain", "queue", "quick", "quiet", "removed", "single", "taken")
+    __slots__ = (
+        "__weakref__",
+        "acknowledges",
+        "by_identity",
+        "inside",
+        "loop",
+        "marks",
+        "odd",
+        "plain",
+        "queue",
+        "quick",
+        "quiet",
+        "removed",
+        "single",
+        "taken",
+    )
 
     def __init__(self, queue: Any) -> None:
         self.queue = ref(queue)
@@ -396,7 +411,9 @@ def _give_back(taken: Taken) -> None:
     if left is not None and isinstance(left.span, HopSpan):
         otel_context.attach(left.span.around())
     else:
-        otel_context.attach(trace.set_span_in_context(trace.get_current_span(around), otel_context.get_current()))
+        otel_context.attach(
+            trace.set_span_in_context(trace.get_current_span(around), otel_context.get_current())
+        )
 
 
 def _lose(line: Line) -> None:
@@ -414,7 +431,10 @@ def _lose(line: Line) -> None:
         _let_go(line, taken, "cancelled", "hopwatch lost sight of it")
         if hop is not None:
             hop.ledger.lose(hop)
-    for found in (*line.inside, *(entry for entries in (line.by_identity or {}).values() for entry in entries)):
+    for found in (
+        *line.inside,
+        *(entry for entries in (line.by_identity or {}).values() for entry in entries),
+    ):
         if found is not None:
             hop = found.parent if found.kind == "event" and found.instance_of is line.queue else found
             if hop is not None:
@@ -523,9 +543,24 @@ def _nobody_is_left(hop: Entry, ledger: Ledger) -> bool:
     if hop.done is None or hop.live:
         return False
     task = hop.runner() if hop.runner is not None else None
-    if task is not None and not task.done():
+    if task is not None and not task.done() and _may_call_task_done(task):
         return False
-    return not any(each.parent is hop and each.kind != "event" and each.done is None for each in ledger.open_hops())
+    return not any(
+        each.parent is hop and each.kind != "event" and each.done is None for each in ledger.open_hops()
+    )
+
+
+def _may_call_task_done(task: Any) -> bool:
+    """Whether a task, whose own hop is over, is inside a function that calls `task_done`; in doubt it may."""
+    awaitable = task.get_coro()
+    for _ in range(FRAMES_TO_ASK):
+        code = getattr(awaitable, "cr_code", None) or getattr(awaitable, "gi_code", None)
+        if code is None:
+            return False  # a future, or nothing: the innermost frame has been asked
+        if "task_done" in code.co_names:
+            return True
+        awaitable = getattr(awaitable, "cr_await", None) or getattr(awaitable, "gi_yieldfrom", None)
+    return True
 
 
 def _put_right(line: Line, orphan: Entry | None) -> None:
@@ -557,7 +592,11 @@ def _mark(line: Line, now: int, threshold: int) -> None:
     began, inside, removed = old
     count = inside - (line.removed - removed)
     loop = line.loop() if line.loop is not None else None
-    if count > 0 and loop is not None and any(each is not None and each.kind != "event" for each in list(line.inside)[:count]):
+    if (
+        count > 0
+        and loop is not None
+        and any(each is not None and each.kind != "event" for each in list(line.inside)[:count])
+    ):
         try:
             loop.call_soon_threadsafe(_reveal_old, ref(line), line.removed + count, began)
         except RuntimeError:  # the loop is closed: nobody will take them
@@ -588,26 +627,37 @@ def _parked(task: Any, queue: Any) -> bool:
     return waiter is not None and getters is not None and any(each is waiter for each in list(getters))
 
 
-def what_event_waits_on(entry: Entry) -> tuple[dict[str, Any], bool]:
+def what_event_waits_on(entry: Entry, timers: waits.Timers | None = None) -> tuple[dict[str, Any], bool]:
     """What an item in a queue, or one that was taken, waits on."""
     queue = entry.instance_of() if entry.instance_of is not None else None
     if entry.runner is None:
         depth = f" ({queue.qsize()} inside)" if queue is not None and hasattr(queue, "qsize") else ""
         line = known_line(queue) if queue is not None else None
-        consumers = [taken.task() for taken in (line.taken if line is not None else ()) if taken.task is not None]
-        told: list[waits.Wait] = [waits.of_task(task, holder_of=holder_of) for task in consumers[:4] if task is not None]
+        consumers = [
+            taken.task() for taken in (line.taken if line is not None else ()) if taken.task is not None
+        ]
+        told: list[waits.Wait] = [
+            waits.of_task(task, holder_of=holder_of, timers=timers)
+            for task in consumers[:4]
+            if task is not None
+        ]
         # Nobody who took from this queue is busy: only a consumer that comes for it can move it.
         moves = any(wait.moves for wait in told)
         what = f"an item in a queue{depth} that nobody has taken"
-        return {"kind": "queue_get", "what": what, "moves": moves, "of": [wait.as_dict() for wait in told]}, moves
+        return {
+            "kind": "queue_get",
+            "what": what,
+            "moves": moves,
+            "of": [wait.as_dict() for wait in told],
+        }, moves
     task = entry.runner()
     if task is None:
         return {"kind": "unknown", "what": "its consumer, which is gone", "moves": True}, True
-    wait = waits.of_task(task, holder_of=holder_of)
+    wait = waits.of_task(task, holder_of=holder_of, timers=timers)
     return {**wait.as_dict(), "what": f"its consumer, without task_done so far: {wait.what}"}, wait.moves
 
 
-def waiting_items(hop: Entry) -> list[tuple[dict[str, Any], bool]]:
+def waiting_items(hop: Entry, timers: waits.Timers | None = None) -> list[tuple[dict[str, Any], bool]]:
     """What the items wait on that count on `hop` without entries of their own."""
     out: list[tuple[dict[str, Any], bool]] = []
     left = hop.held
@@ -624,7 +674,7 @@ def waiting_items(hop: Entry) -> list[tuple[dict[str, Any], bool]]:
                 if line.quiet and hop.done is None:
                     continue
                 task = taken.task() if taken.task is not None else None
-                wait = waits.of_task(task, holder_of=holder_of) if task is not None else None
+                wait = waits.of_task(task, holder_of=holder_of, timers=timers) if task is not None else None
                 what = "a consumer, without task_done so far" + (f": {wait.what}" if wait is not None else "")
                 told = {**(wait.as_dict() if wait is not None else {"kind": "unknown"}), "what": what}
                 out.append((told, wait.moves if wait is not None else True))
@@ -633,7 +683,9 @@ def waiting_items(hop: Entry) -> list[tuple[dict[str, Any], bool]]:
             left -= inside
             out.append(({"kind": "queue_get", "what": f"{inside} items in a queue", "moves": True}, True))
     if left > 0:
-        out.append(({"kind": "unknown", "what": f"{left} items that were taken from queues", "moves": True}, True))
+        out.append(
+            ({"kind": "unknown", "what": f"{left} items that were taken from queues", "moves": True}, True)
+        )
     return out
 
 
@@ -731,7 +783,7 @@ def _finishing(original: Any) -> Any:
 
 def _shutting(original: Any) -> Any:
     @functools.wraps(original)
-    def shutdown(self: Any, immediate: bool = False) -> Any:  # noqa: FBT001, FBT002 - asyncio's own signature
+    def shutdown(self: Any, immediate: bool = False) -> Any:
         result = original(self, immediate)
         if immediate:
             try:
@@ -759,15 +811,22 @@ def instrument(patches: Patches) -> None:
 
 def instrument_culsans(patches: Patches, queue: Any) -> None:
     """The same on `culsans.Queue`, which a2a-sdk uses before Python 3.13."""
-    for name in ("put_nowait", "green_put"):  # sync_put goes through green_put
-        patches.replace(queue, name, _putting_culsans)
-    for name in ("get_nowait", "green_get"):
-        patches.replace(queue, name, _getting_culsans)
+    for name in ("put_nowait", "green_put", "sync_put"):
+        if not _goes_through(queue, name, "green_put"):
+            patches.replace(queue, name, _putting_culsans)
+    for name in ("get_nowait", "green_get", "sync_get"):
+        if not _goes_through(queue, name, "green_get"):
+            patches.replace(queue, name, _getting_culsans)
     patches.replace(queue, "async_put", _putting_async)
     patches.replace(queue, "async_get", _getting_async)
     patches.replace(queue, "task_done", _finishing_culsans)
     patches.replace(queue, "shutdown", _shutting)
     patches.replace(queue, "clear", _clearing)
+
+
+def _goes_through(queue: Any, name: str, other: str) -> bool:
+    # culsans 0.11 writes sync_put as a call of green_put, and puts a copy of that one's code in its place.
+    return other in getattr(getattr(getattr(queue, name, None), "__code__", None), "co_names", ())
 
 
 def _put_done(queue: Any, item: Any) -> None:

@@ -40,9 +40,11 @@ _WRAPPERS: Final = {
     "hopwatch.instrument.a2a": "wrapped",
 }
 """Modules whose coroutines stand for another one, and the local variable that holds it."""
-_TRANSPARENT: Final = tuple(os.sep + os.path.join(*parts) + os.sep for parts in (("opentelemetry", "instrumentation"), ("wrapt",)))  # noqa: PTH118
+_TRANSPARENT: Final = (f"{os.sep}opentelemetry{os.sep}instrumentation{os.sep}", f"{os.sep}wrapt{os.sep}")
 _ASYNCIO_CREATE_TASK: Final = asyncio.tasks.create_task.__code__
-_SDK_LOOPS: Final = frozenset({"ActiveTask._run_producer", "ActiveTask._run_consumer", "EventQueueSource._dispatch_loop"})
+_SDK_LOOPS: Final = frozenset(
+    {"ActiveTask._run_producer", "ActiveTask._run_consumer", "EventQueueSource._dispatch_loop"}
+)
 MAX_CODE: Final = 8192
 _inside: dict[int, Any] = {}
 _outside: dict[int, Any] = {}
@@ -149,7 +151,10 @@ def _creating(original: Any) -> Any:
         what: Any
         try:
             what = work[id(coro.cr_code)]
-        except (AttributeError, KeyError):  # seen for the first time, a service loop, wrapped, or not a coroutine of Python's own
+        except (
+            AttributeError,
+            KeyError,
+        ):  # seen for the first time, a service loop, wrapped, or not a coroutine of Python's own
             service, what = _judge(coro)
             if service:
                 return _create_detached(original, self, coro, others)
@@ -159,7 +164,7 @@ def _creating(original: Any) -> Any:
             ledger = hop.ledger
             if ledger.size >= ledger.capacity and ledger.full(hop):
                 return task
-            frame = _getframe(1)
+            frame: Any = _getframe(1)
             if frame.f_code is _ASYNCIO_CREATE_TASK:
                 frame = frame.f_back
             code = frame.f_code
@@ -176,7 +181,8 @@ def _creating(original: Any) -> Any:
             note.entry = None
             # As Ledger.count does, without the call: this is done for every task of a cascade.
             ledger.size += 1
-            hop.live.add(note)
+            live: Any = hop.live
+            live.add(note)
             if hop.closed or ledger.everything:
                 set_location(ledger.reveal(note))
             # An eager task (3.12) may be done already; the callback comes all the same.
@@ -277,7 +283,7 @@ def _create_detached(original: Any, loop: Any, coro: Any, others: dict[str, Any]
     """
     sdk = getattr(coro, "__qualname__", "") in _SDK_LOOPS
     hop = current.set(None)
-    mark = machinery.set(True) if sdk else None  # noqa: FBT003
+    mark = machinery.set(True) if sdk else None
     try:
         return original(loop, coro, **others)
     finally:
@@ -388,7 +394,13 @@ def look(_: int) -> None:
     ledger = hopwatch_process.here().ledger
     for entry in [*ledger.invisible(), *ledger.open_hops()]:
         # A child of gather() is collected without a word (asyncio switches the report off for it).
-        if entry.kind == "task" and entry.runner is not None and entry.done is None and entry.runner() is None and not destroyed:
+        if (
+            entry.kind == "task"
+            and entry.runner is not None
+            and entry.done is None
+            and entry.runner() is None
+            and not destroyed
+        ):
             _bury(entry, None)
 
 
@@ -402,7 +414,9 @@ def _bury(noted: Note | Entry, waiting: dict[str, Any] | None) -> None:
         return
     hop = entry.span
     if isinstance(hop, HopSpan) and hop.told is not None and not (waiting and waiting.get("file")):
-        waiting = hop.told  # in a cyclic collection the coroutine is often closed before asyncio tells of the task
+        waiting = (
+            hop.told
+        )  # in a cyclic collection the coroutine is often closed before asyncio tells of the task
     set_location(entry)
     what = "; it awaited " + _phrase(waiting) if waiting else ""
     reason = f"the task was destroyed while pending, for nothing kept a reference to it{what}"

@@ -71,7 +71,11 @@ class Inbox:
             return JSONResponse({"error": "no room for pushes today"}, status_code=503)
         future = self._waiting.get(request.path_params["key"])
         state = body.get("statusUpdate", {}).get("status", {}).get("state")
-        if future is not None and not future.done() and state in ("TASK_STATE_COMPLETED", "TASK_STATE_FAILED"):
+        if (
+            future is not None
+            and not future.done()
+            and state in ("TASK_STATE_COMPLETED", "TASK_STATE_FAILED")
+        ):
             future.set_result(state)
         return JSONResponse({})
 
@@ -91,16 +95,23 @@ async def delegate(url: str, text: str, webhook: str, *, binding: str = "JSONRPC
         card = AgentCard(
             name="peer",
             supported_interfaces=[
-                AgentInterface(url=f"{url}/" if binding == "JSONRPC" else f"{url}/rest", protocol_binding=binding, protocol_version="1.0")
+                AgentInterface(
+                    url=f"{url}/" if binding == "JSONRPC" else f"{url}/rest",
+                    protocol_binding=binding,
+                    protocol_version="1.0",
+                )
             ],
             capabilities=AgentCapabilities(streaming=False, push_notifications=True),
         )
-        config = ClientConfig(httpx_client=http, streaming=False, polling=True, supported_protocol_bindings=[binding])
+        config = ClientConfig(
+            httpx_client=http, streaming=False, polling=True, supported_protocol_bindings=[binding]
+        )
         client = ClientFactory(config).create(card)
         request = SendMessageRequest(
             message=new_text_message(text, role=Role.ROLE_USER),
             configuration=SendMessageConfiguration(
-                return_immediately=True, task_push_notification_config=TaskPushNotificationConfig(id="caller", url=webhook)
+                return_immediately=True,
+                task_push_notification_config=TaskPushNotificationConfig(id="caller", url=webhook),
             ),
         )
         task = ""
@@ -158,6 +169,7 @@ def serve(name: str, port: int, executor: AgentExecutor, inbox: Inbox) -> None:
     )
 
     async def run() -> None:
+        """Serve."""
         async with httpx.AsyncClient(timeout=10) as http:
             configs = InMemoryPushNotificationConfigStore()
             handler = DefaultRequestHandler(
@@ -175,6 +187,8 @@ def serve(name: str, port: int, executor: AgentExecutor, inbox: Inbox) -> None:
                     *create_rest_routes(handler, path_prefix="/rest"),
                 ]
             )
-            await uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning")).serve()
+            await uvicorn.Server(
+                uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning")
+            ).serve()
 
     asyncio.run(run())

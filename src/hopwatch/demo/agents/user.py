@@ -23,14 +23,20 @@ async def main() -> None:
     gate = asyncio.Semaphore(options.at_once)
 
     async def ask(number: int) -> None:
+        """Ask once, and wait for the answer."""
         async with gate:
             path, pushed = inbox.expect()
-            await delegate(options.to, f"do the thing {number}", f"http://127.0.0.1:{options.port}{path}", binding=options.binding)
+            await delegate(
+                options.to,
+                f"do the thing {number}",
+                f"http://127.0.0.1:{options.port}{path}",
+                binding=options.binding,
+            )
             await pushed
 
     began = time.perf_counter()
     await asyncio.gather(*(ask(number) for number in range(options.count)))
-    print(f"{options.count} answered in {time.perf_counter() - began:.3f} s", flush=True)  # noqa: T201
+    print(f"{options.count} answered in {time.perf_counter() - began:.3f} s", flush=True)
     # The pushes' own answers go out before the server stops.
     server.should_exit = True
     await serving

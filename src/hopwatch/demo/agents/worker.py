@@ -57,18 +57,22 @@ class Worker(AgentExecutor):
         both_hold_one = asyncio.Barrier(2) if hasattr(asyncio, "Barrier") else None
 
         async def reserve() -> None:
+            """Take the stock, then the account."""
             async with stock:
                 await (both_hold_one.wait() if both_hold_one else asyncio.sleep(0.05))
                 async with account:
                     pass
 
         async def charge() -> None:
+            """Take the account, then the stock."""
             async with account:
                 await (both_hold_one.wait() if both_hold_one else asyncio.sleep(0.05))
                 async with stock:
                     pass
 
-        await asyncio.gather(asyncio.create_task(reserve(), name="reserve"), asyncio.create_task(charge(), name="charge"))
+        await asyncio.gather(
+            asyncio.create_task(reserve(), name="reserve"), asyncio.create_task(charge(), name="charge")
+        )
 
     async def work_forgotten(self, updater: TaskUpdater) -> None:
         """Wait for an answer that only this task itself knows of."""

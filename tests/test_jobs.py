@@ -1,0 +1,416 @@
+"""What may still act for a cascade outside its tasks: jobs of executors, threads, timers."""
+
+import asyncio
+import concurrent.futures
+import functools
+import gc
+import multiprocessing
+import os
+import threading
+import weakref
+
+import pytest
+
+import hopwatch
+from hopwatch import process
+from hopwatch.instrument import jobs
+
+
+async def turns(count=3):
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+def wait_for(event):
+    assert event.wait(10)
+
+
+def fail():
+    raise ValueError("no")
+
+
+def whose():
+    hop = hopwatch.current()
+    return None if hop is None else hop.name
+
+
+# Executors --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["to_thread", "executor", "submit"])
+def test_a_job_holds_its_hop_until_it_has_run(watched, run, how):
+    async def main():
+        gate = threading.Event()
+        loop = asyncio.get_running_loop()
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            with hopwatch.cascade("inner"):
+                job = {
+                    "to_thread": lambda: asyncio.ensure_future(asyncio.to_thread(wait_for, gate)),
+                    "executor": lambda: loop.run_in_executor(pool, wait_for, gate),
+                    "submit": lambda: asyncio.wrap_future(pool.submit(wait_for, gate)),
+                }[how]()
+                await turns()
+            assert "inner" in watched.open()
+            assert "job wait_for" in {each.name for each in watched.ledger.invisible()}
+            gate.set()
+            await job
+            await turns()
+        assert watched.open() == ["root"]
+
+    run(main)
+    assert watched.settled()
+    assert watched.told() == {"root": "finished", "inner": "finished"}
+
+
+def test_a_job_that_is_cancelled_before_it_runs_and_one_that_never_starts(watched, run):
+    async def main():
+        gate = threading.Event()
+        pool = concurrent.futures.ThreadPoolExecutor(1)
+        with hopwatch.cascade("inner"):
+            first = pool.submit(wait_for, gate)
+            second = pool.submit(wait_for, gate)
+            pool.submit(wait_for, gate)
+        assert second.cancel()
+        pool.shutdown(wait=False, cancel_futures=True)
+        gate.set()
+        await asyncio.wrap_future(first)
+        pool.shutdown()
+        assert watched.open() == ["root"]
+
+    run(main)
+    assert watched.settled()
+
+
+def test_a_job_whose_waiter_is_cancelled_runs_on_and_holds_its_hop(watched, run):
+    async def main():
+        started, gate = threading.Event(), threading.Event()
+
+        def work():
+            started.set()
+            wait_for(gate)
+
+        with hopwatch.cascade("inner"):
+            task = asyncio.create_task(asyncio.to_thread(work))
+        await turns()
+        await asyncio.get_running_loop().run_in_executor(None, wait_for, started)
+        task.cancel()
+        await asyncio.wait([task])
+        await turns()
+        assert "inner" in watched.open()
+        gate.set()
+        await asyncio.get_running_loop().shutdown_default_executor()
+        assert watched.open() == ["root"]
+
+    run(main)
+    assert watched.settled()
+
+
+def test_a_job_that_fails_is_revealed(watched, run):
+    async def main():
+        with pytest.raises(ValueError, match="no"):
+            await asyncio.to_thread(fail)
+
+    run(main)
+    assert watched.hops()["job fail"].outcome == "failed"
+    assert watched.hops()["job fail"].reason == "ValueError"
+
+
+def test_a_job_in_another_process_holds_its_hop_and_its_pool_does_not(watched, run):
+    async def main():
+        context = multiprocessing.get_context("spawn")
+        with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
+            with hopwatch.cascade("inner"):
+                job = pool.submit(os.getpid)
+                assert "job getpid" in {each.name for each in watched.ledger.invisible()}
+            assert await asyncio.wrap_future(job) != os.getpid()
+            watched.tick()
+            assert watched.open() == ["root"]
+
+    run(main)
+    assert watched.settled()
+
+
+def test_what_a_job_starts_counts_on_the_same_hop(watched, run):
+    async def main():
+        assert await asyncio.to_thread(whose) == "root"
+
+    run(main)
+    assert watched.settled()
+
+
+# Threads --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_thread_holds_its_hop_while_it_is_alive(watched, run):
+    async def main():
+        gate = threading.Event()
+        with hopwatch.cascade("inner"):
+            thread = threading.Thread(target=wait_for, args=(gate,))
+            thread.start()
+        watched.tick()
+        assert "inner" in watched.open()
+        assert "thread wait_for" in {each.name for each in watched.ledger.invisible()}
+        gate.set()
+        await asyncio.get_running_loop().run_in_executor(None, thread.join)
+        watched.tick()
+        assert watched.open() == ["root"]
+
+    run(main)
+    assert watched.settled()
+
+
+def test_a_thread_that_has_ended_before_start_comes_back_is_still_known_by_its_name(watched, monkeypatch):
+    original = threading.Thread.start
+
+    def start(self):
+        original(self)
+        self.join()
+
+    from hopwatch.instrument import Patches
+
+    patches = Patches()
+    with hopwatch.cascade("root"):
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", jobs._starting(start))
+            thread = threading.Thread(target=wait_for, args=(threading.Event(),))
+            thread._target, thread._args = fast, ()
+            opened = []
+            patch.setattr(jobs, "_open", lambda kind, function, hop: opened.append(jobs._name(function)[1]))
+            thread.start()
+        patches.undo()
+    assert opened == ["fast"]
+
+
+def fast():
+    pass
+
+
+def test_the_threads_of_a_pool_hold_nothing_open(watched, run):
+    async def main():
+        pool = concurrent.futures.ThreadPoolExecutor(1)
+        with hopwatch.cascade("inner"):
+            await asyncio.wrap_future(pool.submit(fast))
+        await turns()
+        watched.tick()
+        assert watched.open() == ["root"]
+        pool.shutdown()
+
+    run(main)
+    assert watched.settled()
+
+
+def test_the_feeder_of_a_multiprocessing_queue_holds_nothing_open(watched):
+    queue = multiprocessing.get_context("spawn").Queue()
+    with hopwatch.cascade("root"):
+        queue.put(1)
+    watched.tick()
+    assert watched.open() == []
+    assert queue.get(timeout=10) == 1
+    queue.close()
+    queue.join_thread()
+    assert watched.settled()
+
+
+# Timers ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["later", "at"])
+def test_a_timer_of_the_application_holds_its_hop_until_it_has_run(watched, run, how):
+    async def main():
+        loop = asyncio.get_running_loop()
+        ran = asyncio.Event()
+        seen = []
+
+        def callback(*args):
+            seen.append((whose(), args))
+            ran.set()
+
+        with hopwatch.cascade("inner"):
+            if how == "later":
+                handle = loop.call_later(0.01, callback, 1, 2)
+            else:
+                handle = loop.call_at(loop.time() + 0.01, callback, 1, 2)
+        assert "inner" in watched.open()
+        assert handle.when() > 0
+        await ran.wait()
+        assert seen == [("inner", (1, 2))]
+        assert watched.open() == ["root"]
+
+    run(main)
+    assert watched.settled()
+
+
+def test_a_timer_that_is_cancelled_lets_go_at_the_next_look(watched, run):
+    async def main():
+        with hopwatch.cascade("inner"):
+            handle = asyncio.get_running_loop().call_later(60, fast)
+        assert not handle.cancelled()
+        handle.cancel()
+        watched.tick()
+        assert watched.open() == ["root"]
+
+    run(main)
+    assert watched.settled()
+
+
+def test_a_timer_whose_loop_is_collected_lets_go(watched):
+    loop = asyncio.new_event_loop()
+    with hopwatch.cascade("inner"):
+        loop.call_later(60, fast)
+    loop.close()
+    del loop
+    gc.collect()
+    assert watched.settled()
+
+
+def test_a_timer_whose_callback_fails_is_a_failure_and_the_loop_is_told(watched, run):
+    told = []
+
+    async def main():
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["exception"]))
+        asyncio.get_running_loop().call_later(0, fail)
+        while not told:
+            await asyncio.sleep(0)
+
+    run(main)
+    assert [type(error) for error in told] == [ValueError]
+    assert (watched.hops()["timer fail"].outcome, watched.hops()["timer fail"].reason) == (
+        "failed",
+        "ValueError",
+    )
+
+
+def test_the_timers_of_asyncio_itself_are_nobodys(watched, run):
+    async def main():
+        sleeper = asyncio.create_task(asyncio.sleep(60))
+        await turns()
+        assert not [each for each in watched.ledger.invisible() if each.name.startswith("timer")]
+        sleeper.cancel()
+
+    run(main)
+    assert watched.settled()
+
+
+def test_a_timer_that_makes_a_task_is_work_though_its_callback_is_asyncios(watched, run):
+    async def main():
+        loop = asyncio.get_running_loop()
+        ran = asyncio.Event()
+
+        async def work():
+            ran.set()
+
+        with hopwatch.cascade("inner"):
+            loop.call_later(0.01, functools.partial(loop.create_task, work()))
+        assert "inner" in watched.open()
+        await ran.wait()
+        await turns()
+        assert watched.open() == ["root"]
+
+    run(main)
+    assert not any(hop.late for hop in watched.hops().values())
+    assert watched.settled()
+
+
+def test_a_timer_shows_as_the_applications_callback_and_debug_mode_still_refuses_what_cannot_be_called(
+    watched,
+):
+    loop = asyncio.new_event_loop()
+    with hopwatch.cascade("root"):
+        handle = loop.call_later(60, fast)
+        assert "fast" in repr(handle)
+        handle.cancel()
+        loop.set_debug(True)
+        with pytest.raises(TypeError):
+            loop.call_later(1, 7)
+
+        async def coroutine():
+            pass
+
+        with pytest.raises(TypeError):
+            loop.call_later(1, coroutine)
+    loop.close()
+    assert watched.settled()
+
+
+# Detail all, references, guards ------------------------------------------------------------------------------------------
+
+
+def test_with_detail_all_everything_is_seen_and_the_count_is_right(watching_with, run):
+    with watching_with(HOPWATCH_DETAIL="all") as watched:
+
+        async def main():
+            ran = asyncio.Event()
+            await asyncio.to_thread(fast)
+            asyncio.get_running_loop().call_later(0, ran.set)
+            asyncio.get_running_loop().call_later(0, fast)
+            thread = threading.Thread(target=fast)
+            thread.start()
+            thread.join()
+            await ran.wait()
+            await turns()
+
+        run(main)
+        assert watched.settled()
+        hops = watched.hops()
+        assert {"job fast", "timer fast", "thread fast"} <= set(hops)
+        assert process.failures == {}
+
+
+def test_what_jobs_timers_and_threads_were_given_is_collected_as_soon_as_without_us(watched, run):
+    class Work:
+        def __call__(self):
+            return None
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        work = Work()
+        reference = weakref.ref(work)
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            await asyncio.wrap_future(pool.submit(work))
+        handle = loop.call_later(60, work)
+        handle.cancel()
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        watched.tick()
+        del work, handle, thread, pool
+        gc.collect()
+        return reference
+
+    reference = run(main)
+    gc.collect()
+    assert reference() is None
+    assert watched.settled()
+
+
+@pytest.mark.parametrize("name", ["_open", "_name", "_job_done", "_is_work", "finish"])
+def test_a_hook_that_fails_is_counted_and_the_application_goes_on(
+    watching_with, run, monkeypatch, name, capfd
+):
+    def broken(*_, **__):
+        raise RuntimeError("ours")
+
+    with watching_with() as watched:
+
+        async def main():
+            ran = asyncio.Event()
+
+            def callback():
+                ran.set()
+
+            with monkeypatch.context() as patch:
+                if name in ("finish", "_job_done"):
+                    patch.setattr(watched.ledger, "release", broken)
+                else:
+                    patch.setattr(jobs, name, broken)
+                assert await asyncio.to_thread(len, "four") == 4
+                asyncio.get_running_loop().call_later(0, callback)
+                await ran.wait()
+                thread = threading.Thread(target=fast)
+                thread.start()
+                thread.join()
+            watched.tick()
+
+        run(main)
+        assert process.failures
+    assert "ours" not in capfd.readouterr().err
