@@ -293,9 +293,9 @@ def _open_execution(executor: Any, context: Any, queue: Any) -> Entry | None:
             attributes[names.A2A_TASK_ID] = task_id
         if getattr(context, "context_id", None):
             attributes[names.GEN_AI_CONVERSATION_ID] = context.context_id
-        message: Any = getattr(context, "message", None)
-        if message is not None and getattr(message, "message_id", ""):
-            attributes[names.A2A_MESSAGE_ID] = message.message_id
+        message_id = getattr(getattr(context, "message", None), "message_id", "")
+        if message_id:
+            attributes[names.A2A_MESSAGE_ID] = message_id
         found: Any = type(executor).execute
         function: Any = getattr(found, "__wrapped__", found)
         code = getattr(function, "__code__", None)
