@@ -644,3 +644,46 @@ def test_everything_that_was_replaced_is_put_back():
         assert now.keys() == then.keys()
         assert all(now[key] is then[key] for key in then), owner
     A2AInstrumentor().instrument()
+
+
+@pytest.mark.parametrize("hook", ["_open_send", "_open_execution", "_open_push"])
+def test_a_hook_that_fails_harms_nobody_and_its_cascade_is_never_settled(hook, monkeypatch):
+    async def story():
+        from hopwatch.instrument import a2a
+
+        def broken(*_args, **_kwargs):
+            raise RuntimeError("a bug of ours")
+
+        # Each of them opens its hop by `begin`.
+        began = a2a.begin
+        kind = hook.removeprefix("_open_")
+        monkeypatch.setattr(
+            a2a,
+            "begin",
+            lambda process, what, *args, **kwargs: (broken if what == kind else began)(
+                process, what, *args, **kwargs
+            ),
+        )
+        pushed = []
+
+        async def webhook(req):
+            pushed.append(await req.json())
+            return JSONResponse({})
+
+        async with agent(complete, Route("/hook", webhook, methods=["POST"])) as url, client(url) as peer:
+            async with hopwatch.cascade("all"):
+                (answer,) = await answers(peer, request(webhook=f"{url}/hook"))
+            assert answer.task.artifacts
+            await over()
+        assert len(pushed) == 4
+        found = cascades()
+        judged = [
+            verdict(hops).verdict
+            for hops in found.values()
+            if any(each.name == "all" for each in hops.values())
+        ]
+        assert judged == ["unknown"]
+        assert list(process.failures) == [f"a2a.{kind}"]
+        process.failures.clear()
+
+    run(story)

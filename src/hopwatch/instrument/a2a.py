@@ -69,6 +69,14 @@ _consumed: WeakSet[Any] = WeakSet()
 _consumers: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
 
+def _lost(hook: str) -> None:
+    """Count a failure of a hook inside an `except` block, and what it should have opened as dropped: never settled."""
+    failed(hook)
+    hop = current.get()
+    if hop is not None:
+        hop.ledger.lose(hop)
+
+
 def _runner() -> Any:
     task = current_task()
     return ref(task) if task is not None else None
@@ -103,7 +111,7 @@ def _open_send(method: str, request: Any) -> Entry | None:
         _describe_message(attributes, request)
         return begin(hopwatch_process.here(), "send", name, parent, attributes=attributes, runner=_runner())
     except Exception:  # noqa: BLE001
-        failed("a2a.send")
+        _lost("a2a.send")
         return None
 
 
@@ -238,7 +246,7 @@ def _open_request(method: str, request: Any) -> Entry | None:
         entry.kind, entry.name = "request", name
         entry.attributes = attributes
     except Exception:  # noqa: BLE001
-        failed("a2a.request")
+        _lost("a2a.request")
         return None
     return entry
 
@@ -339,7 +347,7 @@ def _open_execution(executor: Any, context: Any, queue: Any) -> Entry | None:
                     left.finish("cancelled")
                 _completions[queue] = completion
     except Exception:  # noqa: BLE001
-        failed("a2a.execution")
+        _lost("a2a.execution")
         return None
     return entry
 
@@ -513,7 +521,7 @@ def _open_push(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Entry | None:
         if entry is not None and task_id:
             entry.set(names.A2A_TASK_ID, task_id)
     except Exception:  # noqa: BLE001
-        failed("a2a.push")
+        _lost("a2a.push")
         return None
     return entry
 
