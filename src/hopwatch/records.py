@@ -148,6 +148,25 @@ def newer_state(known: str | None, known_at: int, state: str, at: int) -> bool:
 # Writing -------------------------------------------------------------------------------------------------------
 
 
+def _line_of(origin: tuple[Any, int]) -> int:
+    """The line of an instruction."""
+    code, offset = origin
+    for start, end, line in code.co_lines():
+        if start <= offset < end and line is not None:
+            return int(line)
+    return int(code.co_firstlineno)
+
+
+def set_location(entry: Entry) -> None:
+    """Put where an entry was made into its attributes."""
+    if entry.origin is None:
+        return
+    code = entry.origin[0]
+    entry.set(names.CODE_FILE_PATH, code.co_filename)
+    entry.set(names.CODE_LINE_NUMBER, _line_of(entry.origin))
+    entry.set(names.CODE_FUNCTION_NAME, getattr(code, "co_qualname", code.co_name))
+
+
 def end_attributes(entry: Entry, instance: str) -> dict[str, Value]:
     """The attributes of the span of a hop that has closed."""
     out = _common(entry, instance, names.RECORD_END)

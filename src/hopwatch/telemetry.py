@@ -34,7 +34,7 @@ from hopwatch.ledger import DURATIONS_A_TICK, Note
 from hopwatch.process import current, failed, failures
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from contextvars import ContextVar
 
     from opentelemetry.context import Context
@@ -385,9 +385,7 @@ class Telemetry:
                 runners.add(id(task))
             revealed = ledger.reveal(entry)
             if revealed.origin is not None:
-                from hopwatch.instrument.tasks import set_location  # noqa: PLC0415 - only where tasks are instrumented
-
-                set_location(revealed)
+                records.set_location(revealed)
 
     def _look_at_some(self) -> None:
         """Sample what open hops wait on, within the budget of a tick; a marker goes out where it changed.
@@ -454,6 +452,12 @@ class Telemetry:
                 self._flushing = False
 
 
+explain_event: Callable[[Entry, waits.Timers | None], tuple[dict[str, Any], bool]] | None = None
+"""Says what an item in a queue waits on; set by who instruments queues."""
+explain_held: Callable[[Entry, waits.Timers | None], list[tuple[dict[str, Any], bool]]] | None = None
+"""Says what the items wait on that a hop only counts; set by who instruments queues."""
+
+
 def what_it_waits_on(hop: Entry, timers: waits.Timers | None = None) -> tuple[dict[str, Any] | None, bool]:
     """Say what an open hop waits on.
 
@@ -479,10 +483,8 @@ def what_it_waits_on(hop: Entry, timers: waits.Timers | None = None) -> tuple[di
             of_entry(entry, timers) or ({"kind": "unknown", "what": entry.name, "moves": True}, True)
         )
     held = hop.held
-    if held:
-        from hopwatch.instrument.queues import waiting_items  # noqa: PLC0415 - only where there are queues
-
-        parts.extend(waiting_items(hop, timers))
+    if held and explain_held is not None:
+        parts.extend(explain_held(hop, timers))
     if found is None:
         what = f"its own work is over; {len(below) + held}{' or more' if many else ''} of what it started goes on"
         told: dict[str, Any] = {"kind": "gather", "what": what}
@@ -498,10 +500,8 @@ def what_it_waits_on(hop: Entry, timers: waits.Timers | None = None) -> tuple[di
 
 def of_entry(entry: Entry | Note, timers: waits.Timers | None = None) -> tuple[dict[str, Any], bool] | None:
     """What one entry waits on, by the asyncio task that does its work; None where no task is known."""
-    if entry.kind == "event" and not isinstance(entry, Note):
-        from hopwatch.instrument.queues import what_event_waits_on  # noqa: PLC0415 - only where there are events
-
-        return what_event_waits_on(entry, timers)
+    if entry.kind == "event" and explain_event is not None and not isinstance(entry, Note):
+        return explain_event(entry, timers)
     task = entry.runner() if entry.runner is not None else None
     if task is None:
         return (

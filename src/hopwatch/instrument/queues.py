@@ -25,7 +25,7 @@ from opentelemetry import trace
 
 from hopwatch import attributes as names
 from hopwatch import process as hopwatch_process
-from hopwatch import waits
+from hopwatch import telemetry, waits
 from hopwatch.ledger import Entry
 from hopwatch.process import current, failed, machinery
 from hopwatch.telemetry import HopSpan, holder_of
@@ -797,6 +797,7 @@ def _shutting(original: Any) -> Any:
 
 def instrument(patches: Patches) -> None:
     """Replace the methods of `asyncio.Queue` through which every item goes."""
+    telemetry.explain_event, telemetry.explain_held = what_event_waits_on, waiting_items
     patches.add(asyncio.Queue, "_hopwatch_line", None)
     patches.replace(asyncio.Queue, "put_nowait", _putting)
     patches.replace(asyncio.Queue, "get_nowait", _getting)

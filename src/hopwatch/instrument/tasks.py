@@ -23,6 +23,7 @@ from hopwatch import waits
 from hopwatch.instrument.service import MAX_JUDGED, behind, is_service, own_name, work
 from hopwatch.ledger import DURATIONS_A_TICK, Entry, Note
 from hopwatch.process import current, failed, machinery
+from hopwatch.records import set_location
 from hopwatch.telemetry import HopSpan
 
 if TYPE_CHECKING:
@@ -41,16 +42,18 @@ _WRAPPERS: Final = {
 }
 """Modules whose coroutines stand for another one, and the local variable that holds it."""
 _TRANSPARENT: Final = (f"{os.sep}opentelemetry{os.sep}instrumentation{os.sep}", f"{os.sep}wrapt{os.sep}")
-_ASYNCIO_CREATE_TASK: Final = asyncio.tasks.create_task.__code__
 _SDK_LOOPS: Final = frozenset(
     {"ActiveTask._run_producer", "ActiveTask._run_consumer", "EventQueueSource._dispatch_loop"}
 )
+_ASYNCIO_CREATE_TASK: Final = asyncio.tasks.create_task.__code__
 MAX_CODE: Final = 8192
 _inside: dict[int, Any] = {}
 _outside: dict[int, Any] = {}
 """Code objects by their id, which is theirs as long as they are kept here: asyncio's, and everybody else's."""
 _get = current.get
 _new = object.__new__
+_module_at: Any = getattr(sys, "_getframemodulename", None)
+"""The name of a caller's module without an object of its frame; from Python 3.12."""
 _getframe = sys._getframe  # noqa: SLF001 - the documented way to a caller that costs 60 ns, where inspect costs 30 us
 destroyed: deque[tuple[TaskNote, dict[str, Any]]] = deque()
 """Tasks that were collected while pending, as told by the loop's exception handler; the ticker takes them from here. At most as many as the ledger holds."""
@@ -114,25 +117,6 @@ def _lose(hop: Entry, noted: TaskNote | Entry | None) -> None:
         failed("lose")
 
 
-def line_of(origin: tuple[Any, int]) -> int:
-    """The line of an instruction."""
-    code, offset = origin
-    for start, end, line in code.co_lines():
-        if start <= offset < end and line is not None:
-            return int(line)
-    return int(code.co_firstlineno)
-
-
-def set_location(entry: Entry) -> None:
-    """Put where an entry was made into its attributes."""
-    if entry.origin is None:
-        return
-    code = entry.origin[0]
-    entry.set(names.CODE_FILE_PATH, code.co_filename)
-    entry.set(names.CODE_LINE_NUMBER, line_of(entry.origin))
-    entry.set(names.CODE_FUNCTION_NAME, getattr(code, "co_qualname", code.co_name))
-
-
 def _creating(original: Any) -> Any:
     """`create_task` of an event loop, with accounting."""
 
@@ -151,10 +135,7 @@ def _creating(original: Any) -> Any:
         what: Any
         try:
             what = work[id(coro.cr_code)]
-        except (
-            AttributeError,
-            KeyError,
-        ):  # seen for the first time, a service loop, wrapped, or not a coroutine of Python's own
+        except (AttributeError, KeyError):  # new, a service loop, wrapped, or not a coroutine of Python's own
             service, what = _judge(coro)
             if service:
                 return _create_detached(original, self, coro, others)
@@ -164,9 +145,14 @@ def _creating(original: Any) -> Any:
             ledger = hop.ledger
             if ledger.size >= ledger.capacity and ledger.full(hop):
                 return task
-            frame: Any = _getframe(1)
-            if frame.f_code is _ASYNCIO_CREATE_TASK:
-                frame = frame.f_back
+            frame: Any
+            if _module_at is not None:
+                # To make an object of asyncio.create_task's own frame would cost as much as all else that is done here with frames.
+                frame = _getframe(2 if _module_at(1) == "asyncio.tasks" else 1)
+            else:
+                frame = _getframe(1)
+                if frame.f_code is _ASYNCIO_CREATE_TASK:
+                    frame = frame.f_back
             code = frame.f_code
             if id(code) not in _outside:
                 frame = _call_site(frame)
