@@ -29,6 +29,10 @@ def fail():
     raise ValueError("no")
 
 
+threading_start = threading.Thread.start
+"""As it is without us."""
+
+
 def whose():
     hop = hopwatch.current()
     return None if hop is None else hop.name
@@ -160,24 +164,11 @@ def test_a_thread_holds_its_hop_while_it_is_alive(watched, run):
 
 
 def test_a_thread_that_has_ended_before_start_comes_back_is_still_known_by_its_name(watched, monkeypatch):
-    original = threading.Thread.start
-
-    def start(self):
-        original(self)
-        self.join()
-
-    from hopwatch.instrument import Patches
-
-    patches = Patches()
+    original = jobs._starting(lambda thread: (threading_start(thread), thread.join()))
+    opened = []
+    monkeypatch.setattr(jobs, "_open", lambda kind, function, hop: opened.append(jobs._name(function)[1]))
     with hopwatch.cascade("root"):
-        with monkeypatch.context() as patch:
-            patch.setattr(threading.Thread, "start", jobs._starting(start))
-            thread = threading.Thread(target=wait_for, args=(threading.Event(),))
-            thread._target, thread._args = fast, ()
-            opened = []
-            patch.setattr(jobs, "_open", lambda kind, function, hop: opened.append(jobs._name(function)[1]))
-            thread.start()
-        patches.undo()
+        original(threading.Thread(target=fast))
     assert opened == ["fast"]
 
 

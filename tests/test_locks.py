@@ -308,17 +308,17 @@ def test_locks_and_their_holders_are_collected_as_soon_as_without_us(watched, ru
         try:
             lock = make_lock()
 
-            async def holder():
+            async def holder(lock):
                 await lock.acquire()
 
-            task = asyncio.create_task(holder())
+            task = asyncio.create_task(holder(lock))
             await task
             await turns()
             references = [weakref.ref(task), weakref.ref(lock)]
             del task
             assert references[0]() is None
             assert not holders(lock)
-            del lock, holder
+            del lock
             return references[1]
         finally:
             gc.enable()

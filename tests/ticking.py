@@ -1,0 +1,56 @@
+"""This process with asyncio instrumented and a ticker that ticks when a test says so."""
+
+import contextlib
+import gc
+import time
+
+from exported import cascades, fresh
+from hopwatch import process
+from hopwatch.instrument.asyncio import AsyncioInstrumentor
+from hopwatch.telemetry import Telemetry
+
+
+class Watched:
+    """This process, whose ticker ticks only when the test says so."""
+
+    def __init__(self):
+        self.process = fresh()
+        self.ledger = self.process.ledger
+
+    def tick(self, later=0.0):
+        """Look at everything as the ticker does, `later` seconds from now."""
+        now = time.time_ns() + int(later * 1e9)
+        for look in self.process.each_tick:
+            look(now)
+        self.process.telemetry._reveal(self.process, now)
+
+    def settled(self):
+        """Tick as often as the slowest rule needs, and say whether nothing is open."""
+        for _ in range(3):
+            self.tick()
+        return not self.ledger.open_hops() and len(self.ledger) == 0
+
+    def open(self):
+        """The names of the hops that are open."""
+        return [entry.name for entry in self.ledger.open_hops()]
+
+    def hops(self):
+        """What was exported of each hop, by its name."""
+        return {hop.name: hop for hops in cascades().values() for hop in hops.values()}
+
+    def told(self):
+        """The outcomes of the hops by their names."""
+        return {name: hop.outcome for name, hop in self.hops().items()}
+
+
+@contextlib.contextmanager
+def watching(monkeypatch):
+    monkeypatch.setattr(Telemetry, "_begin", lambda _: None)  # no threads: a test ticks by hand
+    gc.collect()
+    watched = Watched()
+    AsyncioInstrumentor().instrument()
+    try:
+        yield watched
+    finally:
+        AsyncioInstrumentor().uninstrument()
+        process._process = None
