@@ -83,13 +83,13 @@ async def complete(updater):
     await updater.complete()
 
 
-def card_of(url, binding):
+def card_of(url, binding, version="1.0"):
     where = f"{url}/" if binding == "JSONRPC" else f"{url}/rest"
     return AgentCard(
         name="agent",
         version="1",
         description="an agent",
-        supported_interfaces=[AgentInterface(url=where, protocol_binding=binding, protocol_version="1.0")],
+        supported_interfaces=[AgentInterface(url=where, protocol_binding=binding, protocol_version=version)],
         capabilities=AgentCapabilities(streaming=True, push_notifications=True),
         default_input_modes=["text/plain"],
         default_output_modes=["text/plain"],
@@ -111,7 +111,7 @@ async def served(app):
 
 
 @contextlib.asynccontextmanager
-async def agent(work=complete, *routes, binding="JSONRPC"):
+async def agent(work=complete, *routes, binding="JSONRPC", validator=None, compat=False):
     async with httpx.AsyncClient(timeout=10) as http:
         configs = InMemoryPushNotificationConfigStore()
         handler = DefaultRequestHandler(
@@ -119,12 +119,12 @@ async def agent(work=complete, *routes, binding="JSONRPC"):
             task_store=InMemoryTaskStore(),
             agent_card=card_of("http://127.0.0.1:1", binding),
             push_config_store=configs,
-            push_sender=BasePushNotificationSender(http, configs),
+            push_sender=BasePushNotificationSender(http, configs, push_url_validator=validator),
         )
         app = starlette.applications.Starlette(  # looked up now: contrib puts another class in its place
             routes=[
                 *routes,
-                *create_jsonrpc_routes(handler, "/"),
+                *create_jsonrpc_routes(handler, "/", enable_v0_3_compat=compat),
                 *create_rest_routes(handler, path_prefix="/rest"),
             ]
         )
@@ -134,12 +134,14 @@ async def agent(work=complete, *routes, binding="JSONRPC"):
 
 
 @contextlib.asynccontextmanager
-async def client(url, *, binding="JSONRPC", streaming=False, polling=False, timeout=10):
-    async with httpx.AsyncClient(timeout=timeout) as http:
+async def client(
+    url, *, binding="JSONRPC", streaming=False, polling=False, timeout=10, version="1.0", **options
+):
+    async with httpx.AsyncClient(timeout=timeout, **options) as http:
         config = ClientConfig(
             httpx_client=http, streaming=streaming, polling=polling, supported_protocol_bindings=[binding]
         )
-        yield ClientFactory(config).create(card_of(url, binding))
+        yield ClientFactory(config).create(card_of(url, binding, version))
 
 
 def request(text="do it", *, task="", context="", webhook=None, now=False):
@@ -685,5 +687,119 @@ def test_a_hook_that_fails_harms_nobody_and_its_cascade_is_never_settled(hook, m
         assert judged == ["unknown"]
         assert list(process.failures) == [f"a2a.{kind}"]
         process.failures.clear()
+
+    run(story)
+
+
+def test_a_peer_that_speaks_the_older_protocol_is_accounted_for_as_any_other():
+    async def story():
+        async with agent(compat=True) as url, client(url, version="0.3") as peer:
+            await answers(peer, request())
+            await over()
+        hops = only_cascade()
+        assert tree(hops) == MESSAGE
+        assert verdict(hops).verdict == "settled"
+
+    run(story)
+
+
+def test_a_probe_of_the_pushs_url_is_not_taken_for_the_push():
+    async def story():
+        seen = []
+
+        async def validator(url):
+            async with httpx.AsyncClient() as http:
+                seen.append((await http.head(url)).headers.get(names.ACKNOWLEDGEMENT_HEADER))
+            return True
+
+        async def webhook(_):
+            return JSONResponse({})
+
+        route = Route("/hook", webhook, methods=["POST", "HEAD"])
+        async with agent(complete, route, validator=validator) as url, client(url, polling=True) as peer:
+            await answers(peer, request(webhook=f"{url}/hook", now=True))
+            await over()
+        hops = only_cascade()
+        assert seen == [None] * 4
+        assert sum(each.kind == "webhook" for each in hops.values()) == 4
+        assert verdict(hops).verdict == "settled"
+
+    run(story)
+
+
+def test_a_redirect_reaches_two_and_both_have_to_be_known():
+    async def story():
+        async with agent() as url:
+
+            async def away(_):
+                return JSONResponse({}, status_code=307, headers={"location": f"{url}/"})
+
+            async with (
+                served(Starlette(routes=[Route("/", away, methods=["POST"])])) as gate,
+                client(gate, follow_redirects=True) as peer,
+            ):
+                await answers(peer, request())
+                await over()
+        hops = only_cascade()
+        sent = next(each for each in hops.values() if each.kind == "send")
+        assert sent.attempts == 2
+        below = [each for each in hops.values() if each.parent == sent.id]
+        assert {each.kind for each in below} == {"webhook", "request"}
+        assert verdict(hops).verdict == "settled"
+        first = next(each for each in below if each.kind == "webhook")
+        assert verdict({key: each for key, each in hops.items() if key != first.id}).verdict == "unknown"
+
+    run(story)
+
+
+class OddError(Exception):
+    def __str__(self):
+        raise RuntimeError("not printable")
+
+
+@pytest.mark.parametrize("error", [OddError(), OSError("no such file: b\udcff.pem")])
+def test_an_error_that_cannot_be_printed_or_encoded_reaches_the_sdk_as_it_is(error):
+    from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+
+    async def story():
+        async def work(_):
+            raise error
+
+        async with agent(work) as url, client(url) as peer:
+            with contextlib.suppress(Exception):
+                await answers(peer, request())
+            await over()
+        ran = hop(only_cascade(), "execution")
+        assert ran.outcome == "failed"
+        assert ran.reason.startswith(type(error).__name__)
+        assert encode_spans(ours()).resource_spans
+
+    run(story)
+
+
+def test_a_gateway_that_gave_up_leaves_it_unknown_who_took_the_message():
+    async def story():
+        async def gave_up(reader, writer):
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = next(
+                int(line.split(b":")[1])
+                for line in head.lower().split(b"\r\n")
+                if line.startswith(b"content-length")
+            )
+            await reader.readexactly(length)
+            writer.write(b"HTTP/1.1 504 Gateway Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+            await writer.drain()
+            writer.close()
+            await writer.wait_closed()
+
+        server = await asyncio.start_server(gave_up, "127.0.0.1", 0)
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with client(url) as peer:
+            with pytest.raises(A2AClientError):
+                await answers(peer, request())
+        server.close()
+        hops = only_cascade()
+        assert hop(hops, "send").peer == "unknown"
+        assert verdict(hops).verdict == "unknown"
 
     run(story)

@@ -282,3 +282,17 @@ def test_an_agent_is_silent_only_after_three_heartbeats():
     just = {"a" * 16: Agent("a" * 16, "a", heard=NOW - SILENT_AFTER)}
     assert verdict(one, agents=just).verdict == "in_flight"
     assert verdict(one, agents=just, now=NOW + 1).verdict == "silent"
+
+
+def test_a_message_that_was_delivered_twice_needs_two_arrivals():
+    sent = hop(1, kind="send", peer="instrumented", peer_hop=ident(2), attempts=2)
+    one = hop(2, 1, agent="b", kind="request", remote=True)
+    assert verdict(sent, one).verdict == "unknown"
+    assert verdict(sent, one, hop(3, 1, agent="b", kind="request", remote=True)).verdict == "settled"
+
+
+def test_a_peer_without_hopwatch_that_failed_to_answer_may_be_at_work():
+    sent = hop(1, kind="send", peer="opaque", peer_name="b:80", outcome="failed")
+    assert verdict(sent).verdict == "unknown"
+    sent.attributes = {"http.response.status_code": 404}
+    assert verdict(sent).verdict == "settled"

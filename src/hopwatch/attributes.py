@@ -54,6 +54,8 @@ PEER: Final = "hopwatch.peer"
 """What a send or push knows of the one that it called: `instrumented`, `opaque`, `refused` or `unknown`."""
 PEER_HOP: Final = "hopwatch.peer.hop"
 """16 hex digits: the hop that the peer acknowledged."""
+PEER_ATTEMPTS: Final = "hopwatch.peer.attempts"
+"""How often the message may have reached somebody (redirects, retries); absent for once or never."""
 PEER_SAMPLED: Final = "hopwatch.peer.sampled"
 """False where the peer said that its sampler drops this trace."""
 

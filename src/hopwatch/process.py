@@ -49,6 +49,20 @@ def failed(hook: str) -> None:
         )
 
 
+def reason_of(error: BaseException) -> str:
+    """An exception in a few words: its own `__str__` may raise, and may give what no exporter can encode."""
+    try:
+        text = f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001 - it is the application's code
+        text = type(error).__name__
+    return encodable(text[:200])
+
+
+def encodable(text: str) -> str:
+    """The text without lone surrogates: one of them makes an exporter lose its whole batch."""
+    return text.encode("utf-8", "replace").decode()
+
+
 class Settings(NamedTuple):
     """What the environment says. A bad value is told of by `hopwatch doctor` and in the log, and the default holds."""
 

@@ -52,6 +52,8 @@ class Hop:
     peer: str | None = None
     peer_hop: str | None = None
     peer_sampled: bool | None = None
+    attempts: int = 0
+    """How often a message may have reached somebody, where that was more than once."""
     peer_name: str | None = None
     """`host:port` of the one that a send or a push called."""
     task_id: str | None = None
@@ -94,6 +96,7 @@ class Hop:
         self.remote = self.remote or other.remote
         self.peer = self.peer or other.peer
         self.peer_hop = self.peer_hop or other.peer_hop
+        self.attempts = max(self.attempts, other.attempts)
         self.peer_name = self.peer_name or other.peer_name
         if other.peer_sampled is not None:
             self.peer_sampled = (
@@ -331,6 +334,7 @@ def read_hop(
         hop.peer = value
     if (value := get(names.PEER_HOP)) is not None:
         hop.peer_hop = _identifier(value, names.PEER_HOP)
+    hop.attempts = _count(get(names.PEER_ATTEMPTS, 0), names.PEER_ATTEMPTS)
     if (value := get(names.PEER_SAMPLED)) is not None:
         hop.peer_sampled = _flag(value, names.PEER_SAMPLED)
     if (value := get(names.SERVER_ADDRESS)) is not None:

@@ -31,7 +31,7 @@ from opentelemetry.trace import (
 from hopwatch import attributes as names
 from hopwatch import records, waits
 from hopwatch.ledger import DURATIONS_A_TICK, Note
-from hopwatch.process import current, failed, failures
+from hopwatch.process import current, encodable, failed, failures
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -163,6 +163,8 @@ class Telemetry:
             return
         try:
             span = hop.span
+            if entry.reason:
+                entry.reason = encodable(entry.reason)
             span.set_attributes(records.end_attributes(entry, self._instance))
             if entry.outcome == "failed" or entry.outcome == "abandoned":
                 span.set_status(Status(StatusCode.ERROR, entry.reason))
@@ -606,7 +608,8 @@ class within:  # noqa: N801 - used as a function
         self._out = self._outgoing.set(entry) if self._outgoing is not None else None
 
     def __exit__(self, *_: object) -> None:
-        if self._entry is None:
+        # In another context (a coroutine that was collected is closed in one) nothing of ours is set.
+        if self._entry is None or current.get() is not self._entry:
             return
         try:
             if self._out is not None and self._outgoing is not None:

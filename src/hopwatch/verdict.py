@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from hopwatch.attributes import INTERRUPTED_STATES, TERMINAL_STATES
+from hopwatch.attributes import HTTP_STATUS_CODE, INTERRUPTED_STATES, TERMINAL_STATES
 from hopwatch.records import newer_state
 
 if TYPE_CHECKING:
@@ -265,11 +265,26 @@ def _missing(
             if name not in opaque:
                 opaque.append(name)
             state = told.get((name, hop.task_id), (None, 0))[0] if hop.task_id else None
+            status = hop.attributes.get(HTTP_STATUS_CODE)
+            refused = isinstance(status, int) and 400 <= status < 500
+            if (
+                hop.kind == "send"
+                and hop.outcome in ("failed", "cancelled")
+                and not refused
+                and state not in TERMINAL_STATES
+            ):
+                sentence = f"{name} gave no answer to {describe(hop)}, though it may have taken it"
+                out.append(Missing("delivery", hop.id, None, sentence))
+                continue
             if hop.kind == "send" and hop.task_id and state not in TERMINAL_STATES:
                 sentence = (
                     f"{name} is not instrumented, and its task {hop.task_id} was last seen {_state(state)}"
                 )
                 out.append(Missing("opaque", hop.id, None, sentence))
+        arrived = sum(1 for child in below if child.remote) if hop.attempts > 1 else 0
+        if hop.attempts > max(1, arrived):
+            sentence = f"{describe(hop)} may have reached somebody {hop.attempts} times, and {arrived} of that is known"
+            out.append(Missing("delivery", hop.id, None, sentence, hop.heard))
         if hop.dropped:
             out.append(
                 Missing(

@@ -40,8 +40,18 @@ class Patches:
     def wrap(
         self, owner: Any, name: str, wrapper: Callable[[Any, Any, tuple[Any, ...], dict[str, Any]], Any]
     ) -> bool:
-        """Wrap `owner.name` so that it keeps its signature and name; `wrapper(wrapped, instance, args, kwargs)`."""
-        return self.replace(owner, name, lambda original: wrapt.FunctionWrapper(original, wrapper))
+        """Wrap `owner.name` so that it keeps its signature and name; `wrapper(wrapped, instance, args, kwargs)`.
+
+        What another instrumentation has wrapped again, or put back in a form of its own, cannot be taken out by
+        `undo`: there the wrapper only hands on what it is called with.
+        """
+
+        def while_instrumented(
+            wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> Any:
+            return wrapped(*args, **kwargs) if self._undone else wrapper(wrapped, instance, args, kwargs)
+
+        return self.replace(owner, name, lambda original: wrapt.FunctionWrapper(original, while_instrumented))
 
     def add(self, owner: Any, name: str, value: Any) -> None:
         """Give a class an attribute that it does not have."""

@@ -25,7 +25,7 @@ from opentelemetry.trace import Link
 from hopwatch import attributes as names
 from hopwatch import process as hopwatch_process
 from hopwatch.instrument import Patches, asgi, http_client, queues
-from hopwatch.process import current, failed
+from hopwatch.process import current, failed, reason_of
 from hopwatch.telemetry import HopSpan, begin, within
 
 if TYPE_CHECKING:
@@ -82,24 +82,31 @@ def _runner() -> Any:
     return ref(task) if task is not None else None
 
 
-def _end(entry: Entry | None, error: BaseException | None) -> None:
+def _end(entry: Entry | None, error: BaseException | None, *, stream: bool = False) -> None:
     if entry is None:
         return
-    if error is None or isinstance(
-        error, GeneratorExit
-    ):  # who takes the first answer and leaves is no failure
-        entry.finish()
-    elif isinstance(error, CancelledError):
-        entry.finish("cancelled", entry.reason)
-    else:
-        entry.set(names.ERROR_TYPE, type(error).__name__)
-        entry.finish("failed", entry.reason or f"{type(error).__name__}: {error}"[:200])
+    try:
+        if entry.kind in ("send", "push") and names.PEER not in (entry.attributes or {}):
+            # It went out in a way that nobody saw, or, where it failed, not at all.
+            entry.set(names.PEER, "unknown" if error is None else "refused")
+        if error is None or (stream and isinstance(error, GeneratorExit)):
+            entry.finish()  # who takes the first answer of a stream and leaves is no failure
+        elif isinstance(error, GeneratorExit):
+            entry.finish("abandoned", "its coroutine was closed while it was pending")
+        elif isinstance(error, CancelledError):
+            entry.finish("cancelled", entry.reason)
+        else:
+            entry.set(names.ERROR_TYPE, type(error).__name__)
+            entry.finish("failed", entry.reason or reason_of(error))
+    except Exception:  # noqa: BLE001
+        failed("a2a.end")
+        entry.finish("failed", type(error).__name__)
 
 
 # Messages sent ---------------------------------------------------------------------------------------------------
 
 
-def _open_send(method: str, request: Any) -> Entry | None:
+def _open_send(method: str, request: Any, client: Any) -> Entry | None:
     try:
         name = METHODS[method]
         parent = current.get()
@@ -109,10 +116,13 @@ def _open_send(method: str, request: Any) -> Entry | None:
         if method in STREAMS:
             attributes[names.STREAMING] = True
         _describe_message(attributes, request)
-        return begin(hopwatch_process.here(), "send", name, parent, attributes=attributes, runner=_runner())
+        entry = begin(hopwatch_process.here(), "send", name, parent, attributes=attributes, runner=_runner())
+        if entry is not None and client is not None:
+            entry.instance_of = http_client.Target(client, None)
     except Exception:  # noqa: BLE001
         _lost("a2a.send")
         return None
+    return entry
 
 
 def _describe_message(attributes: dict[str, Any], request: Any) -> None:
@@ -178,8 +188,9 @@ def _state(state: Any) -> str:
 
 
 def _sending(method: str) -> Any:
-    async def send(wrapped: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        entry = _open_send(method, args[0] if args else kwargs.get("request"))
+    async def send(wrapped: Any, transport: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        client = getattr(transport, "httpx_client", None)
+        entry = _open_send(method, args[0] if args else kwargs.get("request"), client)
         error: BaseException | None = None
         try:
             with within(entry, http_client.outgoing):
@@ -192,12 +203,13 @@ def _sending(method: str) -> Any:
             _end(entry, error)
         return answer
 
-    return lambda wrapped, _instance, args, kwargs: send(wrapped, args, kwargs)
+    return send
 
 
 def _streaming(method: str) -> Any:
-    async def stream(wrapped: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        entry = _open_send(method, args[0] if args else kwargs.get("request"))
+    async def stream(wrapped: Any, transport: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        client = getattr(transport, "httpx_client", None)
+        entry = _open_send(method, args[0] if args else kwargs.get("request"), client)
         error: BaseException | None = None
         events = wrapped(*args, **kwargs)
         first = True
@@ -219,9 +231,9 @@ def _streaming(method: str) -> Any:
                 with within(entry):
                     await events.aclose()
             finally:
-                _end(entry, error)
+                _end(entry, error, stream=True)
 
-    return lambda wrapped, _instance, args, kwargs: stream(wrapped, args, kwargs)
+    return stream
 
 
 # Requests served -------------------------------------------------------------------------------------------------
@@ -232,7 +244,7 @@ def _open_request(method: str, request: Any) -> Entry | None:
     try:
         exchange = asgi.serving.get()
         name = METHODS[method]
-        if exchange is None:
+        if exchange is None or exchange.over:
             return None
         entry = exchange.entry
         attributes: dict[str, Any] = {names.A2A_METHOD_NAME: name}
@@ -285,6 +297,7 @@ def _serving_stream(method: str) -> Any:
 
 
 def _open_execution(executor: Any, context: Any, queue: Any) -> Entry | None:
+    entry = None
     try:
         parent = current.get()
         task = current_task()
@@ -348,7 +361,6 @@ def _open_execution(executor: Any, context: Any, queue: Any) -> Entry | None:
                 _completions[queue] = completion
     except Exception:  # noqa: BLE001
         _lost("a2a.execution")
-        return None
     return entry
 
 
@@ -470,8 +482,8 @@ def look(_: int) -> None:
 # Pushes ----------------------------------------------------------------------------------------------------------
 
 
-async def _dispatch(wrapped: Any, _instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    entry = _open_push(args, kwargs)
+async def _dispatch(wrapped: Any, sender: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    entry = _open_push(getattr(sender, "_client", None), args, kwargs)
     error: BaseException | None = None
     delivered = None
     try:
@@ -492,7 +504,8 @@ async def _dispatch(wrapped: Any, _instance: Any, args: tuple[Any, ...], kwargs:
     return delivered
 
 
-def _open_push(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Entry | None:
+def _open_push(client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Entry | None:
+    entry = None
     try:
         event: Any
         info: Any
@@ -518,11 +531,13 @@ def _open_push(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Entry | None:
             runner=_runner(),
         )
         _note_task(entry, event)
-        if entry is not None and task_id:
-            entry.set(names.A2A_TASK_ID, task_id)
+        if entry is not None:
+            if task_id:
+                entry.set(names.A2A_TASK_ID, task_id)
+            if client is not None:
+                entry.instance_of = http_client.Target(client, info.url)
     except Exception:  # noqa: BLE001
         _lost("a2a.push")
-        return None
     return entry
 
 
@@ -548,6 +563,14 @@ class A2AInstrumentor(BaseInstrumentor):  # type: ignore[misc]
                 ("httpx", lambda module: http_client.instrument(self._patches, module)),
                 ("starlette.applications", lambda module: asgi.instrument(self._patches, module)),
                 ("a2a.client.transports.jsonrpc", lambda module: self._transport(module.JsonRpcTransport)),
+                (
+                    "a2a.compat.v0_3.jsonrpc_transport",
+                    lambda module: self._transport(module.CompatJsonRpcTransport),
+                ),
+                (
+                    "a2a.compat.v0_3.rest_transport",
+                    lambda module: self._transport(module.CompatRestTransport),
+                ),
                 ("a2a.client.transports.rest", lambda module: self._transport(module.RestTransport)),
                 (
                     "a2a.server.request_handlers.default_request_handler_v2",

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 class Exchange:
     """One HTTP request that is being served."""
 
-    __slots__ = ("carrier", "entry", "headers", "path", "status", "token")
+    __slots__ = ("carrier", "entry", "headers", "over", "path", "status", "token")
 
     def __init__(self, scope: Any) -> None:
         self.headers = {
@@ -43,6 +43,8 @@ class Exchange:
         self.path: str = scope.get("path", "")
         self.entry: Entry | None = None
         self.status = 0
+        self.over = False
+        """Whether the response is out: what begins later is no part of this request."""
         self.token: Any = None
 
     def open(self, kind: Kind, name: str, attributes: dict[str, Any]) -> Entry | None:
@@ -84,6 +86,7 @@ class Exchange:
 
     def close(self, error: BaseException | None) -> None:
         """End the hop as the response, or the lack of one, says."""
+        self.over = True
         entry = self.entry
         if entry is None:
             return
@@ -175,9 +178,12 @@ async def _serve(original: Any, app: Any, scope: Any, receive: Any, send: Any, e
     finally:
         try:
             exchange.close(error)
-            otel_context.detach(around)
-            current.reset(hop)
-            serving.reset(outer)
+            if (
+                serving.get() is exchange
+            ):  # otherwise it is closed in another context, where nothing of ours is set
+                otel_context.detach(around)
+                current.reset(hop)
+                serving.reset(outer)
         except Exception:  # noqa: BLE001
             failed("asgi.close")
 

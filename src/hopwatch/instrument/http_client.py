@@ -4,69 +4,125 @@ from __future__ import annotations
 
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 from hopwatch import attributes as names
 from hopwatch import propagation
-from hopwatch.process import failed
+from hopwatch.process import failed, reason_of
 
 if TYPE_CHECKING:
     from hopwatch.instrument import Patches
     from hopwatch.ledger import Entry
 
 outgoing: ContextVar[Entry | None] = ContextVar("hopwatch_outgoing", default=None)
-"""The send or push whose HTTP request comes next; the first request takes it."""
+"""The send or push whose HTTP request comes next."""
+
+EXTENSION = "hopwatch"
+"""Key in a request's `extensions`, which httpx hands on to redirects, retries and the transport."""
 
 NOT_DELIVERED = frozenset(
-    {
-        "ConnectError",
-        "ConnectTimeout",
-        "PoolTimeout",
-        "UnsupportedProtocol",
-        "ProxyError",
-        "InvalidURL",
-        "LocalProtocolError",
-    }
-)
+    {"ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol", "ProxyError", "InvalidURL", "LocalProtocolError"}
+)  # fmt: skip
 """Names of httpx's exceptions that are raised before anything has reached the other side."""
 
 
-def _sending(wrapped: Any, _instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+class Target:
+    """Which request is meant: the client that a send or push uses, and its URL where that is known.
+
+    A push's URL may be probed first, and a client may fetch a token first: those requests are none of the message's.
+    """
+
+    __slots__ = ("_client", "_url")
+
+    def __init__(self, client: Any, url: str | None) -> None:
+        self._client = ref(client)
+        self._url = url
+
+    def is_meant(self, client: Any, request: Any) -> bool:
+        """Whether this request is the message."""
+        if client is not self._client():
+            return False
+        return self._url is None or (request.method == "POST" and request.url == type(request.url)(self._url))
+
+
+def _sending(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     entry = outgoing.get()
     if entry is None:
         return wrapped(*args, **kwargs)
-    return _send(wrapped, entry, args, kwargs)
-
-
-async def _send(wrapped: Any, entry: Entry, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    outgoing.set(None)
     try:
+        target = entry.instance_of
         request = args[0] if args else kwargs["request"]
-        for name, value in propagation.outgoing(entry).items():
-            request.headers[name] = value
+        if isinstance(target, Target) and not target.is_meant(instance, request):
+            if names.PEER not in (entry.attributes or {}):
+                entry.set(names.PEER, "unknown")  # until the message itself is seen to go out
+            return wrapped(*args, **kwargs)
+        outgoing.set(None)
+        request.headers.update(propagation.outgoing(entry))
+        request.extensions[EXTENSION] = [entry, 0]
         url = request.url
         entry.set(names.SERVER_ADDRESS, url.host)
         entry.set(names.SERVER_PORT, url.port or {"http": 80, "https": 443}.get(url.scheme, 0))
     except Exception:  # noqa: BLE001
         failed("http.request")
+        return wrapped(*args, **kwargs)
+    return _send(wrapped, entry, request, args, kwargs)
+
+
+async def _send(
+    wrapped: Any, entry: Entry, request: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
     try:
         response = await wrapped(*args, **kwargs)
     except BaseException as error:
-        kind = type(error).__name__
-        entry.set(names.PEER, "refused" if kind in NOT_DELIVERED else "unknown")
-        entry.set(names.ERROR_TYPE, kind)
-        entry.reason = f"{kind}: {error}"[:200]
+        try:
+            kind = type(error).__name__
+            delivered = request.extensions.get(EXTENSION, (entry, 1))[1]
+            entry.set(names.PEER, "refused" if kind in NOT_DELIVERED and not delivered else "unknown")
+            entry.set(names.ERROR_TYPE, kind)
+            entry.reason = reason_of(error)
+        except Exception:  # noqa: BLE001
+            failed("http.error")
         raise
     try:
-        propagation.acknowledged(entry, response.headers.get(names.ACKNOWLEDGEMENT_HEADER))
-        if response.status_code >= 400:
-            entry.set(names.HTTP_STATUS_CODE, response.status_code)
-            entry.reason = f"{entry.attributes[names.SERVER_ADDRESS]}:{entry.attributes[names.SERVER_PORT]} answered {response.status_code}"  # type: ignore[index]
-            entry.set(names.ERROR_TYPE, str(response.status_code))
+        header = response.headers.get(names.ACKNOWLEDGEMENT_HEADER)
+        propagation.acknowledged(entry, header)
+        status = response.status_code
+        if status >= 400:
+            attributes = entry.attributes or {}
+            entry.set(names.HTTP_STATUS_CODE, status)
+            entry.set(names.ERROR_TYPE, str(status))
+            entry.reason = f"{attributes.get(names.SERVER_ADDRESS)}:{attributes.get(names.SERVER_PORT)} answered {status}"
+            if header is None and status in (502, 503, 504):
+                entry.set(
+                    names.PEER, "unknown"
+                )  # a gateway's word: whoever stands behind it may have taken the message
     except Exception:  # noqa: BLE001
         failed("http.response")
     return response
 
 
+def _attempting(wrapped: Any, _instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Count each time that the message may have reached somebody: redirects, authentication, retries."""
+    request = args[0] if args else kwargs.get("request")
+    told = getattr(request, "extensions", {}).get(EXTENSION)
+    return wrapped(*args, **kwargs) if told is None else _attempt(wrapped, told, args, kwargs)
+
+
+async def _attempt(wrapped: Any, told: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    delivered = True
+    try:
+        return await wrapped(*args, **kwargs)
+    except BaseException as error:
+        delivered = type(error).__name__ not in NOT_DELIVERED
+        raise
+    finally:
+        if delivered:
+            told[1] += 1
+            if told[1] > 1:
+                told[0].set(names.PEER_ATTEMPTS, told[1])
+
+
 def instrument(patches: Patches, module: Any) -> None:
-    """Wrap `httpx.AsyncClient.send`, through which every request of a client goes."""
+    """Wrap `httpx.AsyncClient.send`, through which every request goes, and the transport, through which each attempt does."""
     patches.wrap(module.AsyncClient, "send", _sending)
+    patches.wrap(module.AsyncHTTPTransport, "handle_async_request", _attempting)
