@@ -35,7 +35,7 @@ class Stage:
             due = f"the verdict must be {self._planted.verdict}"
             self._say(f"Three A2A agents and a user. Planted: {self._planted.about}; {due}.")
             if self._console.is_terminal:
-                self._live = Live(console=self._console, refresh_per_second=8)
+                self._live = Live(console=self._console, refresh_per_second=8, transient=True)
                 self._live.start()
         return self
 
@@ -54,7 +54,8 @@ class Stage:
         if self._quiet:
             return
         if self._live is not None:
-            self._live.update(picture.tree(cascade))
+            # What is higher than the screen cannot be redrawn; the whole of it stands at the end.
+            self._live.update(picture.tree(cascade, limit=max(4, (self._console.height - 8) // 2)))
             return
         # The age of a silence changes at every look; the line is only worth another one when what it says changes.
         told = f"{cascade['verdict']}: {cascade['reason']}"
@@ -80,7 +81,9 @@ class Stage:
     def verdict(self, outcome: Outcome) -> None:
         """Show how it ended."""
         cascade: dict[str, Any] | None = outcome.cascade
-        if cascade is not None and not self._console.is_terminal:
+        if cascade is not None and self._console.is_terminal:
+            self._console.print(picture.tree(cascade))
+        elif cascade is not None:
             for line in picture.lines(cascade):
                 self._say(line)
         times = f" {outcome.after} s after its start" if outcome.after is not None else ""
