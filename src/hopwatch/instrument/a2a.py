@@ -31,7 +31,7 @@ from hopwatch.telemetry import HopSpan, begin, within
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from hopwatch.ledger import Entry, Outcome
+    from hopwatch.ledger import Entry
 
 MAX_EXECUTIONS: Final = 10_000
 """Latest execution by A2A task id, for links and states; the oldest are forgotten."""
@@ -495,10 +495,9 @@ async def _dispatch(wrapped: Any, sender: Any, args: tuple[Any, ...], kwargs: di
     finally:
         if entry is not None and error is None and delivered is False:
             # The SDK logs what went wrong and swallows it; its bool is all it tells.
-            outcome: Outcome = "failed"
             if names.PEER not in (entry.attributes or {}):
                 entry.set(names.PEER, "refused")
-            entry.finish(outcome, entry.reason or "the SDK did not send it")
+            entry.finish("failed", entry.reason or "the SDK did not send it")
         else:
             _end(entry, error)
     return delivered

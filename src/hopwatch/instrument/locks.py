@@ -69,25 +69,15 @@ def _acquiring(original: Any) -> Any:
 
 def _acquiring_timed(original: Any) -> Any:
     """The same with the time, for `release` to say how long the lock was held: detail `all`."""
+    noting = _acquiring(original)
 
     @functools.wraps(original)
     def acquire(self: Any) -> Any:
-        hop = _get()
-        if hop is None:
+        if _get() is None:
             self._hopwatch_since = 0
-            if self._hopwatch_held is not None:
-                self._hopwatch_held = None
-            return original(self)
-        try:
-            if self._locked or self._waiters:
-                return _wait(original, self, hop, "Lock", _running())
+        elif not (self._locked or self._waiters):
             self._hopwatch_since = monotonic_ns()
-            self._hopwatch_held = ref(current_task())
-        except (RuntimeError, TypeError):  # no task runs: whoever awaits it takes it
-            self._hopwatch_held = None
-        except Exception:  # noqa: BLE001
-            failed("lock.acquire")
-        return original(self)
+        return noting(self)
 
     return acquire
 
