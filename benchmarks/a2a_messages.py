@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from variants import environment, variants
+from variants import cpu, environment, variants
 
 from hopwatch.demo import run as demo
 
@@ -69,6 +69,8 @@ def main() -> None:
         return
     clients: dict[str, subprocess.Popen[str]] = {}
     times: dict[str, list[float]] = {}
+    costs: dict[str, list[float]] = {}
+    servers: dict[str, int] = {}
     with tempfile.TemporaryDirectory() as folder:
         cast = demo.Cast(Path(folder))
         try:
@@ -76,9 +78,9 @@ def main() -> None:
             for title, (command, extra) in variants(options.variant).items():
                 (port,) = demo.free_ports(1)
                 told = environment("worker", endpoint, **extra) if extra is not None else {}
-                cast.start(
+                servers[title] = cast.start(
                     f"worker {title}", [*command, str(demo.AGENTS / "worker.py"), "--port", str(port)], told
-                )
+                ).pid
                 demo.wait_for_card(cast, f"worker {title}", port, time.monotonic() + 60)
                 told = environment("client", endpoint, **extra) if extra is not None else {}
                 clients[title] = subprocess.Popen(
@@ -87,11 +89,14 @@ def main() -> None:
                 )  # fmt: skip
             for number in range(options.rounds + 1):
                 for title, process in clients.items():
+                    before = cpu(process.pid) + cpu(servers[title])
                     process.stdin.write(f"{options.count}\n")
                     process.stdin.flush()
                     took = float(process.stdout.readline())
                     if number:  # the first round warms up
                         times.setdefault(title, []).append(took)
+                        used = cpu(process.pid) + cpu(servers[title]) - before
+                        costs.setdefault(title, []).append(used / options.count)
         finally:
             for process in clients.values():
                 process.stdin.close()
@@ -100,11 +105,12 @@ def main() -> None:
     print(
         f"Python {sys.version.split()[0]}, {options.count} blocking sends a round, median of {options.rounds} rounds"
     )
-    bare = statistics.median(times.get("bare") or [float("nan")])
+    bare, bare_cost = (statistics.median(each.get("bare") or [float("nan")]) for each in (times, costs))
     for title, each in times.items():
-        took = statistics.median(each)
+        took, cost = statistics.median(each), statistics.median(costs[title])
         print(
-            f"{title:36} {took * 1000:7.3f} ms a round trip {took / bare:5.3f} x   (best {min(each) * 1000:.3f} ms)"
+            f"{title:36} {took * 1000:7.3f} ms a round trip {took / bare:5.3f} x   "
+            f"{cost * 1000:7.3f} ms of CPU in both processes {cost / bare_cost:5.3f} x"
         )
 
 

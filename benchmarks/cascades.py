@@ -19,17 +19,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from variants import environment, variants
+from variants import cpu, environment, variants
 
 from hopwatch.demo import run as demo
-
-TICKS = os.sysconf("SC_CLK_TCK")
-
-
-def cpu(pid: int) -> float:
-    """Seconds of CPU that a process has used."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS
 
 
 def start(cast: demo.Cast, title: str, command: list[str], extra: dict[str, str] | None, endpoint: str):

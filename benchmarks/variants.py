@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 LAUNCHER = [str(Path(sys.executable).with_name("opentelemetry-instrument")), sys.executable]
 OURS = "hopwatch_asyncio,hopwatch_a2a"
+
+
+def cpu(pid: int) -> float:
+    """Seconds of CPU that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def environment(name: str, endpoint: str, **more: str) -> dict[str, str]:
@@ -33,7 +40,12 @@ def variants(names: list[str]) -> dict[str, tuple[list[str], dict[str, str] | No
     )
     contrib = {"httpx", "starlette", "asyncio"}
     every = {
-        "bare": ([sys.executable], None),
+        "bare": ([sys.executable], {"OTEL_INSTRUMENTATION_A2A_SDK_ENABLED": "false"}),
+        "bare, as installed": ([sys.executable], None),
+        "three plain spans": (
+            [*LAUNCHER, str(Path(__file__).with_name("three_spans.py"))],
+            {"OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": ",".join([*others, OURS])},
+        ),
         "hopwatch": (LAUNCHER, {"OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": ",".join(others)}),
         "a2a-sdk's own": (
             LAUNCHER,

@@ -53,36 +53,11 @@ class Observer(Protocol):
         """Tell that `parent`, which has closed, got another child: its earlier record is corrected."""
 
 
-_DEFAULTS: dict[str, Any] = {
-    "adopted": False,
-    "attributes": None,
-    "cascade": "",
-    "children": 0,
-    "closed": False,
-    "dropped": 0,
-    "held": 0,
-    "id": "",
-    "instance_of": None,
-    "late": False,
-    "late_children": 0,
-    "live": None,
-    "origin": None,
-    "outcome": None,
-    "parent_id": "",
-    "quiet": False,
-    "reason": None,
-    "remote": False,
-    "runner": None,
-    "span": None,
-}
-
-
 class Entry:
     """One unit of work.
 
     Times are Unix nanoseconds. `id` (16 hex digits) and `cascade` (32) are set by the observer once the entry is
-    visible and stay as they are. What most entries never need is not even set when they are made, for a thousand are
-    made a second: a slot that is not set reads as its default.
+    visible and stay as they are.
 
     Attributes:
         parent: the visible entry that this one counts on; None for a root, and once it has closed.
@@ -130,45 +105,24 @@ class Entry:
         "visible",
     )
 
-    adopted: bool
-    attributes: dict[str, Any] | None
-    cascade: str
-    children: int
-    closed: bool
-    done: int | None
-    dropped: int
-    held: int
-    id: str
-    instance_of: Any
-    kind: Kind
-    late: bool
-    late_children: int
-    live: set[Entry | Note] | None
-    origin: tuple[Any, int] | None
-    outcome: Outcome | None
-    parent: Entry | None
-    parent_id: str
-    quiet: bool
-    reason: str | None
-    remote: bool
-    runner: Any
-    span: Any
-
     def __init__(self, ledger: Ledger, kind: Kind, name: str, parent: Entry | None, started: int) -> None:
         self.ledger = ledger
-        self.kind = kind
+        self.kind: Kind = kind
         self.name = name
         self.parent = parent
         self.started = started
-        self.done = None
-        self.visible = False
-
-    def __getattr__(self, name: str) -> Any:
-        # Not set here: another thread may be setting it just now.
-        try:
-            return _DEFAULTS[name]
-        except KeyError:
-            raise AttributeError(name) from None
+        self.done: int | None = None
+        self.visible = self.closed = self.adopted = self.quiet = self.late = self.remote = False
+        self.children = self.late_children = self.held = self.dropped = 0
+        self.id = self.cascade = self.parent_id = ""
+        self.attributes: dict[str, Any] | None = None
+        self.live: set[Entry | Note] | None = None
+        self.origin: tuple[Any, int] | None = None
+        self.outcome: Outcome | None = None
+        self.reason: str | None = None
+        self.instance_of: Any = None
+        self.runner: Any = None
+        self.span: Any = None
 
     def set(self, key: str, value: Any) -> None:
         """Set an attribute of the hop's record."""
@@ -405,8 +359,6 @@ class Ledger:
             late = False
             # What other threads may change from now on has to be there.
             entry.live = set()
-            entry.held = entry.children = entry.late_children = entry.dropped = 0
-            entry.closed = entry.adopted = False
             if parent is not None:
                 # A parent whose record is out cannot be declared on again: the child is late, and a correction follows.
                 if parent.closed:

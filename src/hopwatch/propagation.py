@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import context as otel_context
+from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, TraceState, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from hopwatch import attributes as names
@@ -62,7 +63,28 @@ def incoming(headers: Mapping[str, str]) -> Carrier | None:
     if found is None:
         return None
     cascade, hop, push = found
-    return Carrier(cascade, hop, _w3c.extract(headers, otel_context.Context()), push=push)
+    return Carrier(cascade, hop, _context(headers, state or ""), push=push)
+
+
+def _context(headers: Mapping[str, str], state: str) -> Any:
+    """The OpenTelemetry context that a message carries, as the W3C propagator would read it."""
+    parent = headers.get("traceparent", "")
+    version, _, rest = parent.partition("-")
+    # The usual form, which a process of ours writes; the propagator takes several times as long.
+    if version == "00" and len(rest) == 52 and "," not in state and rest[32] == rest[49] == "-":
+        trace_id, span_id, flags = rest[:32], rest[33:49], rest[50:]
+        if _HEX.issuperset(trace_id) and _HEX.issuperset(span_id) and _HEX.issuperset(flags):
+            key, _, value = state.strip().partition("=")
+            context = SpanContext(
+                int(trace_id, 16),
+                int(span_id, 16),
+                is_remote=True,
+                trace_flags=TraceFlags(int(flags, 16)),
+                trace_state=TraceState([(key, value)]),
+            )
+            if context.is_valid:
+                return set_span_in_context(NonRecordingSpan(context), otel_context.Context())
+    return _w3c.extract(headers, otel_context.Context())
 
 
 def plain_context(headers: Mapping[str, str]) -> Any:

@@ -13,18 +13,19 @@ is left out, and `missing` names it.
 
 from __future__ import annotations
 
+import functools
 from asyncio import CancelledError, current_task
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
-from weakref import WeakKeyDictionary, WeakSet, ref
+from weakref import WeakSet, ref
 
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]
 from opentelemetry.trace import Link
 
 from hopwatch import attributes as names
 from hopwatch import process as hopwatch_process
-from hopwatch.instrument import Patches, asgi, http_client, queues
+from hopwatch.instrument import Patches, a2a_events, asgi, http_client
 from hopwatch.process import current, failed, reason_of
 from hopwatch.telemetry import HopSpan, begin, within
 
@@ -62,11 +63,6 @@ missing: list[str] = []
 
 _executions: OrderedDict[str, tuple[Any, Any]] = OrderedDict()
 """Weak reference to the latest execution of a task, and the context of its span."""
-_completions: WeakKeyDictionary[Any, Entry] = WeakKeyDictionary()
-"""By an execution's event queue: the entry that holds the execution open until its last event has been stored."""
-_consumed: WeakSet[Any] = WeakSet()
-"""Event queues that a consumer of the 1.x engine reads: only there does somebody tell that the last event was stored."""
-_consumers: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
 
 def _lost(hook: str) -> None:
@@ -348,17 +344,16 @@ def _open_execution(executor: Any, context: Any, queue: Any) -> Entry | None:
             while len(_executions) > MAX_EXECUTIONS:
                 _executions.popitem(last=False)
         _take_over(entry, parent, task, queue)
-        if queue in _consumed:
+        events = a2a_events.of(queue)
+        if events is not None:
             completion = entry.ledger.open("event", "the SDK's processing of the last event", entry)
             if completion is not None:
                 completion.quiet = True
-                consumer = _consumers.get(queue)
-                task = consumer()._consumer_task if consumer is not None and consumer() is not None else None  # noqa: SLF001
+                task = events.consumer()
                 completion.runner = ref(task) if task is not None else None
-                left = _completions.pop(queue, None)
+                left, events.completion = events.completion, completion
                 if left is not None:
                     left.finish("cancelled")
-                _completions[queue] = completion
     except Exception:  # noqa: BLE001
         _lost("a2a.execution")
     return entry
@@ -374,11 +369,9 @@ def _take_over(entry: Entry, parent: Entry | None, task: Any, queue: Any) -> Non
     for below in entry.ledger.below(parent, 64):
         if below.runner is not None and below.runner() is task:
             entry.ledger.move(below, entry)
-    consumer = _consumers.get(queue)
-    active = consumer() if consumer is not None else None
-    if active is not None:
-        requests = active._request_queue  # noqa: SLF001
-        queues.moved_to(getattr(requests, "wrapped", requests), parent, entry)
+    events = a2a_events.of(queue)
+    if events is not None:
+        a2a_events.take_over(events, entry, parent)
 
 
 async def _execute(wrapped: Any, executor: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -407,76 +400,20 @@ def _named(coroutine: Any, wrapped: Any) -> Any:
     return coroutine
 
 
-def _enqueue_event(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Charge what the producer enqueues after `execute` to the execution, not to the request, which may be answered."""
-    try:
-        completion = _completions.get(instance)
-        event = args[0] if args else kwargs.get("event")
-        if completion is not None and (
-            type(event).__name__ == "_RequestCompleted" or isinstance(event, BaseException)
-        ):
-            return _enqueue_within(wrapped, completion.parent, args, kwargs)
-    except Exception:  # noqa: BLE001
-        failed("a2a.enqueue")
-    return wrapped(*args, **kwargs)
-
-
-async def _enqueue_within(
-    wrapped: Any, execution: Entry | None, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
-    with within(execution):
-        return await wrapped(*args, **kwargs)
-
-
-def _completed(queue: Any) -> None:
-    completion = _completions.pop(queue, None)
-    if completion is not None:
-        completion.finish()
-
-
-async def _process_event(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    result = await wrapped(*args, **kwargs)
-    try:
-        event = args[0] if args else kwargs.get("event")
-        if type(event).__name__ == "_RequestCompleted":
-            _completed(instance.active_task._event_queue_agent)  # noqa: SLF001
-    except Exception:  # noqa: BLE001
-        failed("a2a.event")
-    return result
-
-
-def _running_consumer(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return _named(_run_consumer(wrapped, instance, args, kwargs), wrapped)
-
-
-async def _run_consumer(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    try:
-        return await wrapped(*args, **kwargs)
-    finally:
+def _saving(original: Any) -> Any:
+    @functools.wraps(original)
+    async def _save_task(self: Any, task: Any) -> Any:
+        result = await original(self, task)
         try:
-            _completed(instance._event_queue_agent)  # noqa: SLF001
+            latest = _executions.get(task.id)
+            entry = latest[0]() if latest is not None else None
+            if entry is not None:
+                entry.set(names.A2A_TASK_STATE, _state(task.status.state))
         except Exception:  # noqa: BLE001
-            failed("a2a.consumer")
+            failed("a2a.save")
+        return result
 
-
-async def _save_task(wrapped: Any, _instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    result = await wrapped(*args, **kwargs)
-    try:
-        task: Any = args[0] if args else kwargs.get("task")
-        latest = _executions.get(task.id)
-        entry = latest[0]() if latest is not None else None
-        if entry is not None:
-            entry.set(names.A2A_TASK_STATE, _state(task.status.state))
-    except Exception:  # noqa: BLE001
-        failed("a2a.save")
-    return result
-
-
-def look(_: int) -> None:
-    """Report executions whose consumer was destroyed. Called by the ticker."""
-    for completion in list(_completions.values()):
-        if completion.runner is not None and completion.runner() is None:
-            completion.finish("abandoned", "the SDK's consumer of its events was destroyed")
+    return _save_task
 
 
 # Pushes ----------------------------------------------------------------------------------------------------------
@@ -557,7 +494,6 @@ class A2AInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         self._patches = Patches()
         self._executors: WeakSet[Any] = WeakSet()
         try:
-            hopwatch_process.on_tick(look)
             for name, hook in (
                 ("httpx", lambda module: http_client.instrument(self._patches, module)),
                 ("starlette.applications", lambda module: asgi.instrument(self._patches, module)),
@@ -582,11 +518,19 @@ class A2AInstrumentor(BaseInstrumentor):  # type: ignore[misc]
                 ("a2a.server.agent_execution.active_task", self._active_task),
                 (
                     "a2a.server.events.event_queue_v2",
-                    lambda module: self._wrap(module.EventQueueSource, "enqueue_event", _enqueue_event),
+                    lambda module: self._replaced(
+                        a2a_events.instrument_queue(self._patches, module),
+                        module.EventQueueSource,
+                        "enqueue_event",
+                    ),
                 ),
                 (
                     "a2a.server.tasks.task_manager",
-                    lambda module: self._wrap(module.TaskManager, "_save_task", _save_task),
+                    lambda module: self._replaced(
+                        self._patches.replace(module.TaskManager, "_save_task", _saving),
+                        module.TaskManager,
+                        "_save_task",
+                    ),
                 ),
                 (
                     "a2a.server.tasks.base_push_notification_sender",
@@ -601,10 +545,17 @@ class A2AInstrumentor(BaseInstrumentor):  # type: ignore[misc]
 
     def _uninstrument(self, **_: Any) -> None:
         self._patches.undo()
+        try:
+            a2a_events.forget()
+        except Exception:  # noqa: BLE001
+            failed("a2a.uninstrument")
+
+    def _replaced(self, done: bool, owner: Any, name: str) -> None:
+        if not done:
+            missing.append(f"{owner.__module__}.{owner.__qualname__}.{name}")
 
     def _wrap(self, owner: Any, name: str, wrapper: Any) -> None:
-        if not self._patches.wrap(owner, name, wrapper):
-            missing.append(f"{owner.__module__}.{owner.__qualname__}.{name}")
+        self._replaced(self._patches.wrap(owner, name, wrapper), owner, name)
 
     def _transport(self, transport: Any) -> None:
         for method in ("send_message", "get_task", "cancel_task"):
@@ -639,16 +590,11 @@ class A2AInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         def made(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             result = wrapped(*args, **kwargs)
             try:
-                queue = instance._event_queue_agent  # noqa: SLF001
-                _consumed.add(queue)
-                _consumers[queue] = ref(instance)
-                requests = instance._request_queue  # noqa: SLF001
-                queues.keep_quiet(getattr(requests, "wrapped", requests))
+                a2a_events.watch(instance)
             except Exception:  # noqa: BLE001
                 failed("a2a.active_task")
             return result
 
         if hasattr(module, "ActiveTask") and hasattr(module, "EventConsumer"):
             self._wrap(module.ActiveTask, "__init__", made)
-            self._wrap(module.ActiveTask, "_run_consumer", _running_consumer)
-            self._wrap(module.EventConsumer, "_process_event", _process_event)
+            missing.extend(a2a_events.instrument_consumer(self._patches, module))

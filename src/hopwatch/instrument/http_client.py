@@ -57,7 +57,9 @@ def _sending(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[st
                 entry.set(names.PEER, "unknown")  # until the message itself is seen to go out
             return wrapped(*args, **kwargs)
         outgoing.set(None)
-        request.headers.update(propagation.outgoing(entry))
+        headers = request.headers
+        for name, value in propagation.outgoing(entry).items():
+            headers[name] = value  # `update` takes five times as long
         request.extensions[EXTENSION] = [entry, 0]
         url = request.url
         entry.set(names.SERVER_ADDRESS, url.host)

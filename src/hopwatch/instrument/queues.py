@@ -14,6 +14,7 @@ import asyncio
 import functools
 import os
 import sys
+import weakref
 from asyncio import current_task
 from collections import deque
 from time import time_ns
@@ -77,7 +78,9 @@ class Line:
         "__weakref__",
         "acknowledges",
         "by_identity",
+        "consumer",
         "inside",
+        "lent",
         "loop",
         "marks",
         "odd",
@@ -96,7 +99,11 @@ class Line:
         self.by_identity: dict[int, list[Entry]] | None = None if _first_in_first_out(queue) else {}
         self.taken: list[Taken] = []
         self.single: Entry | None = None
-        """The hop of the one item that is worked on, by a consumer that is itself counted on this hop."""
+        """The hop of the one item that is worked on, where the short path took it."""
+        self.consumer: Any = None
+        """Weak reference to the task that took it; None where this is one that is itself counted on the hop."""
+        self.lent = False
+        """Whether that task works for the hop until `task_done`, and for none before and after."""
         self.acknowledges = False
         """Whether `task_done` is called: then an item is worked on until it is called for it."""
         self.plain = self.by_identity is None and _GIL and not hopwatch_process.here().ledger.everything
@@ -131,10 +138,22 @@ class Adoptions:
         """The hop that was made current last."""
 
 
+class Ignored:
+    """Stands for the line of a queue whose items are accounted for elsewhere."""
+
+    __slots__ = ()
+    acknowledges = plain = quick = False
+    consumer = single = None
+    inside = taken = ()
+
+
+_IGNORED: Any = Ignored()
+also_held: list[Any] = []
+"""Further ways to say what counts on a hop: each gives how many, and what they wait on, as `waiting_items` does."""
 _adoptions: WeakKeyDictionary[Any, Adoptions] = WeakKeyDictionary()
 """By the consumer's task."""
-_lines: WeakKeyDictionary[Any, Line] = WeakKeyDictionary()
-"""Of queues that take no attribute (culsans')."""
+_lines: dict[int, Any] = {}
+"""By the id of queues that take no attribute (culsans'), for as long as these live."""
 _watched: set[Line] = set()
 """Every line, also of a queue that has been collected: its items are told of, and then it is forgotten."""
 
@@ -149,7 +168,19 @@ def _first_in_first_out(queue: Any) -> bool:
 def known_line(queue: Any) -> Line | None:
     """The line of a queue, if anything is known of it."""
     line = getattr(queue, "_hopwatch_line", None)
-    return line if line is not None else _lines.get(queue)
+    if line is None:
+        line = _lines.get(id(queue))
+    return None if line is _IGNORED else line
+
+
+def ignore(queue: Any) -> None:
+    """Say that the items of this queue, which is new, are accounted for by who calls this."""
+    try:
+        queue._hopwatch_line = _IGNORED  # noqa: SLF001
+    except AttributeError:
+        place = id(queue)
+        _lines[place] = _IGNORED
+        weakref.finalize(queue, _lines.pop, place, None).atexit = False
 
 
 def line_of(queue: Any) -> Line:
@@ -166,7 +197,10 @@ def line_of(queue: Any) -> Line:
         try:
             queue._hopwatch_line = line  # noqa: SLF001
         except AttributeError:
-            _lines[queue] = line
+            place = id(queue)
+            _lines[place] = line
+            # Its id may belong to another queue once it is gone.
+            line.queue = ref(queue, lambda _: _lines.pop(place, None))
         _watched.add(line)
     return line
 
@@ -204,6 +238,8 @@ def forget() -> None:
 
 def enqueued(line: Line, queue: Any, item: Any, hop: Entry | None) -> None:
     """Count an item that was put into a queue while `hop` was current."""
+    if line is _IGNORED:
+        return
     if hop is None:
         if line.by_identity is None:
             line.inside.append(None)
@@ -236,6 +272,8 @@ def _entry(line: Line, hop: Entry, started: int) -> Entry:
 
 def dequeued(line: Line, item: Any) -> None:
     """Note that the running task took an item, and let it work for the item's hop."""
+    if line is _IGNORED:
+        return
     line.removed += 1
     line.quick = False
     if line.by_identity is None:
@@ -310,15 +348,86 @@ def _unsingle(line: Line, reference: Any) -> None:
     """
     hop = line.single
     line.quick = False
-    if hop is not None:
+    if hop is None:
+        return
+    consumer, line.consumer = line.consumer, None
+    line.single = None
+    if consumer is None:
         taken = Taken(hop, None, reference if _get() is hop else None)
         taken.counted = True
-        line.taken.insert(0, taken)
-        line.single = None
+    else:
+        taken = Taken(hop, None, consumer)
+        task = consumer()
+        if line.lent and task is not None:
+            adoptions = _adoptions.get(task)
+            if adoptions is None:
+                adoptions = _adoptions[task] = Adoptions()
+            adoptions.base = adoptions.around = None
+            adoptions.taken.append(taken)
+            adoptions.last = taken.adopted = hop
+    line.taken.insert(0, taken)
+
+
+def take_quickly(line: Line, hop: Entry) -> bool:
+    """Note that the running task took the first item, which is of `hop`, where this needs no more than a remark.
+
+    So it is for a task in the middle of a hop of its own, and for the SDK's loops, which work for one item at a time and for
+    nobody in between.
+
+    Returns:
+        False where nothing was done.
+    """
+    if hop.kind == "event":  # an item that has been seen, and has an entry of its own
+        return False
+    mine = _get()
+    if mine is hop:
+        if hop.adopted:
+            return False
+    else:
+        task = current_task()
+        if mine is None:
+            if not machinery.get():
+                return False
+            hop.adopted = True
+            current.set(hop)
+            line.lent = True
+        elif mine.done is None and mine.runner is not None and mine.runner() is task:
+            line.lent = False
+        else:
+            return False
+        line.consumer = ref(task)
+    line.single = line.inside.popleft()
+    line.quick = False
+    line.removed += 1
+    return True
+
+
+def done_quickly(line: Line, hop: Entry) -> None:
+    """`task_done` for the one item that is worked on, which the short path took for `hop`."""
+    line.single = None
+    line.quick = True
+    consumer = line.consumer
+    if consumer is not None:
+        line.consumer = None
+        if line.lent:
+            task = consumer()
+            if _get() is hop and task is _running():
+                current.set(None)
+            elif task is not None:
+                # It is inside a hop of its own, or somebody else called: its next item finds out.
+                adoptions = _adoptions.get(task)
+                if adoptions is None:
+                    adoptions = _adoptions[task] = Adoptions()
+                adoptions.base, adoptions.last = None, hop
+    hop.held -= 1
+    if hop.done is not None and not hop.held:
+        hop.ledger.settle(hop)
 
 
 def done_with(line: Line) -> None:
     """Close the item that `task_done` is for: one of the running task, or of the hop that it works for, or the oldest."""
+    if line is _IGNORED:
+        return
     line.acknowledges = True
     hop = _get()
     task = _running()
@@ -331,8 +440,7 @@ def done_with(line: Line) -> None:
             same = taken
     else:
         if line.single is not None and (line.single is hop or not line.taken):
-            single, line.single = line.single, None
-            single.ledger.unhold(single)
+            done_quickly(line, line.single)
         elif line.taken:
             _let_go(line, same if same is not None else line.taken[0])
     line.quick = line.plain and not line.taken and line.single is None
@@ -421,7 +529,7 @@ def _lose(line: Line) -> None:
     _watched.discard(line)
     queue = line.queue()
     if queue is not None:
-        _lines.pop(queue, None)
+        _lines.pop(id(queue), None)
         if getattr(queue, "_hopwatch_line", None) is line:
             queue._hopwatch_line = None  # noqa: SLF001
     line.plain = line.quick = False
@@ -523,8 +631,14 @@ def look(now: int) -> None:
 
 def _look_for_odds(line: Line, queue: Any, ledger: Ledger) -> None:
     """Find what stays wrong from one look to the next, and have it put right on the loop, where nothing else moves."""
-    single = line.single
-    orphaned = single is not None and _nobody_is_left(single, ledger)
+    single, consumer = line.single, line.consumer
+    if single is None:
+        orphaned = False
+    elif consumer is None:
+        orphaned = _nobody_is_left(single, ledger)
+    else:
+        task = consumer()
+        orphaned = task is None or task.done()
     missing = queue is not None and line.by_identity is None and len(line.inside) != queue.qsize()
     line.odd = line.odd + 1 if orphaned or missing else 0
     if line.odd < 2:
@@ -567,7 +681,7 @@ def _put_right(line: Line, orphan: Entry | None) -> None:
     """Let go of an item whose consumer is gone, and of those that the application removed behind the queue's back."""
     try:
         if orphan is not None and line.single is orphan:
-            line.single = None
+            line.single = line.consumer = None
             orphan.ledger.unhold(orphan)
             line.quick = line.plain and not line.taken
         queue = line.queue()
@@ -636,6 +750,8 @@ def what_event_waits_on(entry: Entry, timers: waits.Timers | None = None) -> tup
         consumers = [
             taken.task() for taken in (line.taken if line is not None else ()) if taken.task is not None
         ]
+        if line is not None and line.consumer is not None:
+            consumers.append(line.consumer())
         told: list[waits.Wait] = [
             waits.of_task(task, holder_of=holder_of, timers=timers)
             for task in consumers[:4]
@@ -664,24 +780,31 @@ def waiting_items(hop: Entry, timers: waits.Timers | None = None) -> list[tuple[
     for line in list(_watched):
         if left <= 0 or len(out) >= 8:
             break
+        consumers = [
+            None if taken.counted and taken.task is None else (taken.task,)
+            for taken in list(line.taken)
+            if taken.hop is hop and taken.entry is None
+        ]
         if line.single is hop:
-            left -= 1  # its consumer is counted on this hop, and is told of as what it is
-        for taken in list(line.taken):
-            if taken.hop is hop and taken.entry is None:
-                left -= 1
-                if taken.counted and taken.task is None:
-                    continue
-                if line.quiet and hop.done is None:
-                    continue
-                task = taken.task() if taken.task is not None else None
-                wait = waits.of_task(task, holder_of=holder_of, timers=timers) if task is not None else None
-                what = "a consumer, without task_done so far" + (f": {wait.what}" if wait is not None else "")
-                told = {**(wait.as_dict() if wait is not None else {"kind": "unknown"}), "what": what}
-                out.append((told, wait.moves if wait is not None else True))
+            consumers.append(None if line.consumer is None else (line.consumer,))
+        left -= len(consumers)
+        for consumer in consumers:
+            # One that is counted on this hop itself is told of as what it is.
+            if consumer is None or (line.quiet and hop.done is None):
+                continue
+            task = consumer[0]() if consumer[0] is not None else None
+            wait = waits.of_task(task, holder_of=holder_of, timers=timers) if task is not None else None
+            what = "a consumer, without task_done so far" + (f": {wait.what}" if wait is not None else "")
+            told = {**(wait.as_dict() if wait is not None else {"kind": "unknown"}), "what": what}
+            out.append((told, wait.moves if wait is not None else True))
         inside = sum(1 for each in list(line.inside) if each is hop)
         if inside:
             left -= inside
             out.append(({"kind": "queue_get", "what": f"{inside} items in a queue", "moves": True}, True))
+    for others in also_held:
+        count, told = others(hop, timers)
+        left -= count
+        out.extend(told)
     if left > 0:
         out.append(
             ({"kind": "unknown", "what": f"{left} items that were taken from queues", "moves": True}, True)
@@ -739,15 +862,16 @@ def _getting(original: Any) -> Any:
         if line is None:
             return item
         try:
-            if line.quick:
-                inside = line.inside
-                if inside:
-                    hop = _get()
-                    if hop is inside[0] and hop is not None and not hop.adopted:
+            if line.quick and line.inside:
+                hop = line.inside[0]
+                if hop is not None:
+                    if not hop.adopted and hop is _get():
                         # It works for this hop already, and will say when it is done: nothing changes but the count.
-                        line.single = inside.popleft()
+                        line.single = line.inside.popleft()
                         line.quick = False
                         line.removed += 1
+                        return item
+                    if take_quickly(line, hop):
                         return item
             dequeued(line, item)
         except Exception:  # noqa: BLE001
@@ -766,14 +890,16 @@ def _finishing(original: Any) -> Any:
             return None
         try:
             hop = line.single
-            if hop is not None and not line.taken:
+            if hop is None or line.taken:
+                done_with(line)
+            elif line.consumer is not None:
+                done_quickly(line, hop)
+            else:
                 line.single = None
                 line.quick = True
                 hop.held -= 1
                 if hop.done is not None and not hop.held:
                     hop.ledger.settle(hop)
-            else:
-                done_with(line)
         except Exception:  # noqa: BLE001
             _failed("queue.task_done", self)
         return None
@@ -833,12 +959,19 @@ def _goes_through(queue: Any, name: str, other: str) -> bool:
 def _put_done(queue: Any, item: Any) -> None:
     try:
         hop = _get()
-        line = _lines.get(queue)
-        if line is None and hop is not None:
+        line = _lines.get(id(queue))
+        if line is None:
+            if hop is None:
+                return
             line = line_of(queue)
             if line.inside:
                 line.inside.pop()  # the item itself, which is in the queue already
-        if line is not None:
+        if hop is not None and line.plain:
+            hop.held += 1
+            line.inside.append(hop)
+            if hop.closed:
+                failed_to_hold(line, queue, item, hop)
+        else:
             enqueued(line, queue, item, hop)
     except Exception:  # noqa: BLE001
         _failed("queue.put", queue)
@@ -846,9 +979,14 @@ def _put_done(queue: Any, item: Any) -> None:
 
 def _get_done(queue: Any, item: Any) -> None:
     try:
-        line = _lines.get(queue)
-        if line is not None:
-            dequeued(line, item)
+        line = _lines.get(id(queue))
+        if line is None:
+            return
+        if line.quick and line.inside:
+            hop = line.inside[0]
+            if hop is not None and take_quickly(line, hop):
+                return
+        dequeued(line, item)
     except Exception:  # noqa: BLE001
         _failed("queue.get", queue)
 
@@ -876,7 +1014,7 @@ def _getting_culsans(original: Any) -> Any:
 def _get_begun(queue: Any) -> None:
     # Its waits cannot be told from outside, as those of asyncio's queue can: so who comes back says so here.
     try:
-        line = _lines.get(queue)
+        line = _lines.get(id(queue))
         if line is not None and line.taken and not line.acknowledges:
             task = _running()
             if task is not None:
@@ -890,7 +1028,9 @@ def _putting_async(original: Any) -> Any:
     async def async_put(self: Any, item: Any) -> None:
         # It comes back in the same turn of the loop in which the item went in.
         await original(self, item)
-        _put_done(self, item)
+        line = _lines.get(id(self))
+        if line is not _IGNORED and (line is not None or _get() is not None):
+            _put_done(self, item)
 
     return async_put
 
@@ -898,9 +1038,13 @@ def _putting_async(original: Any) -> Any:
 def _getting_async(original: Any) -> Any:
     @functools.wraps(original)
     async def async_get(self: Any) -> Any:
-        _get_begun(self)
+        line = _lines.get(id(self))
+        if line is not None and line.taken:
+            _get_begun(self)
         item = await original(self)
-        _get_done(self, item)
+        line = _lines.get(id(self))
+        if line is not None and line is not _IGNORED:
+            _get_done(self, item)
         return item
 
     return async_get
@@ -911,9 +1055,13 @@ def _finishing_culsans(original: Any) -> Any:
     def task_done(self: Any) -> None:
         original(self)
         try:
-            line = _lines.get(self)
-            if line is not None:
-                done_with(line)
+            line = _lines.get(id(self))
+            if line is not None and line is not _IGNORED:
+                hop = line.single
+                if hop is None or line.taken:
+                    done_with(line)
+                else:
+                    done_quickly(line, hop)
         except Exception:  # noqa: BLE001
             _failed("queue.task_done", self)
 
@@ -925,7 +1073,7 @@ def _clearing(original: Any) -> Any:
     def clear(self: Any) -> None:
         original(self)
         try:
-            line = _lines.get(self)
+            line = known_line(self)
             if line is not None:
                 _empty(line, "cancelled", "the queue was cleared")
         except Exception:  # noqa: BLE001
@@ -937,6 +1085,7 @@ def _clearing(original: Any) -> Any:
 def _in_child() -> None:
     # What is in the parent process's queues is the parent's.
     _watched.clear()
+    _lines.clear()
     _adoptions.clear()
 
 

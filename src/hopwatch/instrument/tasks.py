@@ -39,12 +39,15 @@ _WRAPPERS: Final = {
     # a2a-sdk 1.3.0 does so with its own telemetry, also where that is switched off.
     "a2a.utils.telemetry": "func",
     "hopwatch.instrument.a2a": "wrapped",
+    "hopwatch.instrument.a2a_events": "original",
 }
 """Modules whose coroutines stand for another one, and the local variable that holds it."""
 _TRANSPARENT: Final = (f"{os.sep}opentelemetry{os.sep}instrumentation{os.sep}", f"{os.sep}wrapt{os.sep}")
 _SDK_LOOPS: Final = frozenset(
     {"ActiveTask._run_producer", "ActiveTask._run_consumer", "EventQueueSource._dispatch_loop"}
 )
+_COVERED: Final = frozenset({"EventQueueSource._deliver_to_sink"})
+"""What these loops make and await while they have an event, which is counted until they call `task_done`."""
 _ASYNCIO_CREATE_TASK: Final = asyncio.tasks.create_task.__code__
 MAX_CODE: Final = 8192
 _inside: dict[int, Any] = {}
@@ -139,6 +142,8 @@ def _creating(original: Any) -> Any:
             service, what = _judge(coro)
             if service:
                 return _create_detached(original, self, coro, others)
+            if what in _COVERED and machinery.get():
+                return original(self, coro, **others) if others else original(self, coro)
         task = original(self, coro, **others) if others else original(self, coro)
         note = None
         try:
@@ -269,13 +274,12 @@ def _create_detached(original: Any, loop: Any, coro: Any, others: dict[str, Any]
     """
     sdk = getattr(coro, "__qualname__", "") in _SDK_LOOPS
     hop = current.set(None)
-    mark = machinery.set(True) if sdk else None
+    mark = machinery.set(sdk)
     try:
         return original(loop, coro, **others)
     finally:
         current.reset(hop)
-        if mark is not None:
-            machinery.reset(mark)
+        machinery.reset(mark)
 
 
 def _handling(original: Any) -> Any:
