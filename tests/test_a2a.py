@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import contextvars
 import json
 
 import httpx
@@ -801,5 +802,157 @@ def test_a_gateway_that_gave_up_leaves_it_unknown_who_took_the_message():
         hops = only_cascade()
         assert hop(hops, "send").peer == "unknown"
         assert verdict(hops).verdict == "unknown"
+
+    run(story)
+
+
+def test_a_stream_that_was_cut_leaves_it_unknown_what_became_of_the_task():
+    async def story():
+        async def cut(reader, writer):
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = next(
+                int(line.split(b":")[1])
+                for line in head.lower().split(b"\r\n")
+                if line.startswith(b"content-length")
+            )
+            asked = json.loads(await reader.readexactly(length))
+            state = {"id": "t1", "contextId": "c1", "status": {"state": "TASK_STATE_WORKING"}}
+            event = json.dumps({"jsonrpc": "2.0", "id": asked["id"], "result": {"task": state}})
+            told = f"data: {event}\n\n".encode()
+            writer.write(
+                b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+                + b"%x\r\n%s\r\n" % (len(told), told)
+            )
+            await writer.drain()
+            writer.close()  # in the middle of the chunks
+            await writer.wait_closed()
+
+        server = await asyncio.start_server(cut, "127.0.0.1", 0)
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with client(url, streaming=True) as peer:
+            with pytest.raises(A2AClientError):
+                await answers(peer, request())
+        server.close()
+        hops = only_cascade()
+        sent = hop(hops, "send")
+        assert (sent.peer, sent.outcome, sent.task_state) == ("opaque", "failed", "TASK_STATE_WORKING")
+        assert verdict(hops).verdict == "unknown"
+
+    run(story)
+
+
+class SendsTwice(httpx.AsyncBaseTransport):
+    """A transport that takes no first answer for good, as retrying ones do after a bad one."""
+
+    def __init__(self):
+        self.inner = httpx.AsyncHTTPTransport()
+
+    async def handle_async_request(self, request):
+        first = await self.inner.handle_async_request(request)
+        await first.aclose()
+        return await self.inner.handle_async_request(request)
+
+    async def aclose(self):
+        await self.inner.aclose()
+
+
+def test_a_transport_that_sends_again_reaches_two_and_both_have_to_be_known():
+    async def story():
+        async with agent() as url, client(url, transport=SendsTwice()) as peer:
+            await answers(peer, request())
+            await over()
+        hops = only_cascade()
+        sent = hop(hops, "send")
+        assert sent.attempts == 2
+        served_ = [each for each in hops.values() if each.kind == "request"]
+        assert [each.parent for each in served_] == [sent.id, sent.id]
+        assert verdict(hops).verdict == "settled"
+        lost = {key: each for key, each in hops.items() if key != served_[0].id}
+        assert verdict(lost).verdict == "unknown"
+
+    run(story)
+
+
+def test_a_send_whose_coroutine_is_closed_elsewhere_is_abandoned_and_leaves_that_context_alone():
+    async def story():
+        from hopwatch.instrument import a2a
+
+        never = asyncio.get_running_loop().create_future()
+
+        async def wrapped(_):
+            await never
+
+        there = contextvars.copy_context()
+        coroutine = a2a._sending("send_message")(wrapped, object(), (request(),), {})
+        there.run(coroutine.send, None)
+        with hopwatch.cascade("another"):
+            mine = hopwatch.current().id
+            coroutine.close()  # as the garbage collector does, in whatever context it runs
+            assert hopwatch.current().id == mine
+        sent = [each for hops in cascades().values() for each in hops.values() if each.kind == "send"]
+        assert [(each.outcome, each.peer) for each in sent] == [("abandoned", "refused")]
+
+    run(story)
+
+
+def test_what_begins_after_the_response_is_no_part_of_the_request():
+    async def story():
+        began, answered = asyncio.Event(), asyncio.Event()
+        tasks = []
+
+        async def later(handler, params, context):
+            began.set()
+            await answered.wait()
+            return await handler.on_message_send(params, context)
+
+        async def hand_on(_):
+            from a2a.server.context import ServerCallContext
+
+            tasks.append(asyncio.create_task(later(handlers[0], request(), ServerCallContext())))
+            return JSONResponse({})
+
+        handlers = []
+        made = DefaultRequestHandler.__init__
+
+        def remember(self, *args, **kwargs):
+            handlers.append(self)
+            made(self, *args, **kwargs)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(DefaultRequestHandler, "__init__", remember)
+            async with agent(complete, Route("/later", hand_on, methods=["POST"])) as url:
+                async with hopwatch.cascade("asks"), httpx.AsyncClient() as http:
+                    await http.post(f"{url}/later")
+                await began.wait()
+                answered.set()
+                await tasks[0]
+                await over()
+        for hops in cascades().values():
+            assert not [each for each in hops.values() if each.kind == "request"]
+            assert verdict(hops).verdict == "settled"
+
+    run(story)
+
+
+class Proxy:
+    """An executor that hands everything on to another one, as instrumentations and dependency injection make them."""
+
+    def __init__(self, inner):
+        self._inner = inner
+
+    def __getattr__(self, name):
+        return getattr(self._inner, name)
+
+
+def test_an_executor_behind_a_proxy_has_its_execution_all_the_same(monkeypatch):
+    async def story():
+        plain = Executor
+        monkeypatch.setitem(globals(), "Executor", lambda work: Proxy(plain(work)))
+        async with agent() as url, client(url) as peer:
+            await answers(peer, request())
+            await over()
+        hops = only_cascade()
+        assert tree(hops) == MESSAGE
+        assert verdict(hops).verdict == "settled"
 
     run(story)

@@ -582,6 +582,9 @@ class A2AInstrumentor(BaseInstrumentor):  # type: ignore[misc]
     def _executor(self, executor: Any) -> None:
         # `execute` is abstract: what can be wrapped is the class of the executor that the application brings.
         owner = type(executor)
+        if not hasattr(owner, "execute"):
+            # A proxy, which hands on what it is asked for: the class of the one that does the work.
+            owner = type(getattr(executor.execute, "__self__", executor))
         if owner not in self._executors:
             self._executors.add(owner)
             self._wrap(owner, "execute", _executing)
