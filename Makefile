@@ -34,6 +34,7 @@ test: $(VENV)/.test
 
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/asyncio_hooks.py
+	$(BIN)/python benchmarks/blackbox.py
 	$(BIN)/python benchmarks/a2a_messages.py
 	$(BIN)/python benchmarks/cascades.py
 	$(BIN)/python benchmarks/memory.py

@@ -1,12 +1,20 @@
 """Fixtures that several modules use: a process of its own for each test, with asyncio instrumented."""
 
 import asyncio
+import atexit
+import os
+import shutil
+import tempfile
 
 import pytest
 
 import hopwatch
 from hopwatch import process
 from ticking import watching
+
+# No black box of a test is found by anybody else, and none of somebody else's by a test.
+os.environ["HOPWATCH_BLACKBOX"] = tempfile.mkdtemp(prefix="hopwatch-tests-")
+atexit.register(shutil.rmtree, os.environ["HOPWATCH_BLACKBOX"], ignore_errors=True)
 
 
 @pytest.fixture

@@ -19,6 +19,8 @@ RECORD_OPEN: Final = "open"
 """A marker: the hop that is this span's parent is open."""
 RECORD_LATE: Final = "late"
 """A correction: the hop that is this span's parent, though closed, got one more child."""
+RECORD_ABANDONED: Final = "abandoned"
+"""Told by somebody else: the hop that is this span's parent was open when its process ended."""
 RECORD_HEARTBEAT: Final = "heartbeat"
 """The process lives, and so many of its hops are open."""
 
@@ -122,6 +124,8 @@ EVENT_TASK_NEVER_FINISHED: Final = "hopwatch.task.never_finished"
 
 # Kinds of hops, outcomes, peers.
 KINDS: Final = ("request", "execution", "send", "push", "webhook", "task", "event", "lock")
+PROCESS_KILLED: Final = "process_killed"
+"""The reason of a hop whose process ended without a word: SIGKILL, a crash, `os._exit`, lack of memory."""
 OUTCOMES: Final = ("finished", "failed", "cancelled", "abandoned")
 PEERS: Final = ("instrumented", "opaque", "refused", "unknown")
 TERMINAL_STATES: Final = frozenset(

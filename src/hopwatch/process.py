@@ -71,6 +71,8 @@ class Settings(NamedTuple):
     """Seconds after which a task, an event or a wait for a lock becomes visible."""
     capacity: int = CAPACITY
     service_loops: tuple[str, ...] = ()
+    blackbox: str | None = None
+    """The folder of the black box; None where it is switched off, or the user has no home."""
     problems: tuple[str, ...] = ()
 
 
@@ -101,6 +103,19 @@ def read_settings(environment: Any = os.environ) -> Settings:
             return default
         return value
 
+    from hopwatch.blackbox import default_folder  # noqa: PLC0415 - it needs this module
+
+    blackbox: str | None = environment.get("HOPWATCH_BLACKBOX", "").strip()
+    if blackbox and blackbox.lower() != "off" and not os.path.isabs(os.path.expanduser(blackbox)):  # noqa: PTH111, PTH117 - raises nothing
+        problems.append(
+            f"HOPWATCH_BLACKBOX is {blackbox!r}; it is the absolute path of a folder, or off. The default is used"
+        )
+        blackbox = ""
+    if not blackbox:
+        blackbox = default_folder(environment)
+    else:
+        blackbox = None if blackbox.lower() == "off" else os.path.expanduser(blackbox)  # noqa: PTH111
+
     return Settings(
         detail=detail,
         reveal_after=number("HOPWATCH_REVEAL_AFTER", 1.0, 0.05, 3600.0),
@@ -108,6 +123,7 @@ def read_settings(environment: Any = os.environ) -> Settings:
         service_loops=tuple(
             each.strip() for each in environment.get("HOPWATCH_SERVICE_LOOPS", "").split(",") if each.strip()
         ),
+        blackbox=blackbox,
         problems=tuple(problems),
     )
 
@@ -116,11 +132,16 @@ class Process:
     """What one process has of hopwatch; a forked child gets all of it anew."""
 
     def __init__(self, settings: Settings) -> None:
-        from hopwatch.telemetry import Telemetry  # noqa: PLC0415 - telemetry itself needs this module
+        from hopwatch import blackbox  # noqa: PLC0415 - these themselves need this module
+        from hopwatch.telemetry import Telemetry, agent_name  # noqa: PLC0415
 
         self.settings = settings
         self.instance = secrets.token_hex(8)
         self.pid = os.getpid()
+        self.box: blackbox.BlackBox | None = None
+        """The process's black box; None where it is switched off or impossible."""
+        if settings.blackbox is not None and blackbox.POSSIBLE:
+            self.box = blackbox.BlackBox(settings.blackbox, self.instance, agent_name)
         self.telemetry: Telemetry = Telemetry(self)
         self.ledger = Ledger(self.telemetry, capacity=settings.capacity, everything=settings.detail == "all")
         self.each_tick: list[Callable[[int], None]] = list(_each_tick)
@@ -154,6 +175,8 @@ def _in_child() -> None:
     # The parent's hops stay the parent's: the child neither reports nor ends them.
     global _process  # noqa: PLW0603
     if _process is not None:
+        if _process.box is not None:
+            _process.box.let_go()
         _process = Process(_process.settings)
 
 

@@ -16,6 +16,7 @@ from hopwatch import attributes as names
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from hopwatch.blackbox import OpenHop
     from hopwatch.ledger import Entry
 
 Value = str | bool | int | float
@@ -202,6 +203,31 @@ def late_attributes(entry: Entry, instance: str) -> dict[str, Value]:
     return out
 
 
+def abandoned_attributes(hop: OpenHop, instance: str, reason: str) -> dict[str, Value]:
+    """The attributes of what somebody else tells of a hop that was open when its process ended.
+
+    Args:
+        hop: what the process's black box says of it.
+        instance: of the process that ended, not of the one that tells.
+        reason: why it was abandoned.
+    """
+    out: dict[str, Value] = {
+        names.RECORD: names.RECORD_ABANDONED,
+        names.INSTANCE: instance,
+        names.HOP_KIND: hop.kind,
+        names.HOP_NAME: hop.name,
+        names.HOP_STARTED: hop.started,
+        names.HOP_REASON: reason,
+    }
+    if hop.parent:
+        out[names.HOP_PARENT] = hop.parent
+    if hop.remote:
+        out[names.HOP_REMOTE] = True
+    if hop.task_id:
+        out[names.A2A_TASK_ID] = hop.task_id
+    return out
+
+
 def heartbeat_attributes(
     instance: str, pid: int, opened: int, dropped: int, sampled: int
 ) -> dict[str, Value]:
@@ -303,7 +329,7 @@ def read_hop(
             raise RecordError(
                 f"{names.HOP_OUTCOME} is {_shown(hop.outcome)}; it is one of {', '.join(names.OUTCOMES)}"
             )
-    elif record in (names.RECORD_OPEN, names.RECORD_LATE):
+    elif record in (names.RECORD_OPEN, names.RECORD_LATE, names.RECORD_ABANDONED):
         hop.id = parent_span
         if len(parent_span) != 16:
             raise RecordError(
@@ -315,8 +341,13 @@ def read_hop(
             hop.sampled = start
             hop.moves = _flag(get(names.HOP_MOVES, True), names.HOP_MOVES)
             hop.waits = _waits(get(names.HOP_WAITS))
+        elif record == names.RECORD_ABANDONED:
+            hop.ended = end
+            hop.outcome = "abandoned"
     else:
-        raise RecordError(f"{names.RECORD} is {_shown(record)}; it is one of end, open, late, heartbeat")
+        raise RecordError(
+            f"{names.RECORD} is {_shown(record)}; it is one of end, open, late, abandoned, heartbeat"
+        )
     if (value := get(names.HOP_PARENT)) is not None:
         hop.parent = _identifier(value, names.HOP_PARENT)
         if hop.parent == hop.id:

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import CallbackOptions, Observation
     from opentelemetry.trace import Link, Span
 
+    from hopwatch.blackbox import BlackBox
     from hopwatch.ledger import Entry, Kind
     from hopwatch.process import Process
 
@@ -118,6 +119,8 @@ class Telemetry:
         self._process = weakref.ref(process)
         self._instance = process.instance
         self._pid = process.pid
+        self._box = process.box
+        self._successor: Any = None
         self._tracer = trace.get_tracer(names.SCOPE)
         # The low half is 1: a sampler that goes by a ratio of trace ids keeps it, whatever the ratio.
         self._own_trace = (secrets.randbits(64) or 1) << 64 | 1
@@ -147,6 +150,8 @@ class Telemetry:
         """Start the span of a hop that is visible from now on, with its true start."""
         try:
             self._start(entry)
+            if self._box is not None:
+                self._box.write(entry)
         except Exception:  # noqa: BLE001 - nothing of ours reaches the application
             failed("telemetry.opened")
         if not entry.id:
@@ -172,6 +177,8 @@ class Telemetry:
                 span.update_name(entry.name)
             done = max(entry.done or 0, entry.started)
             span.end(end_time=done)
+            if self._box is not None:
+                self._box.erase(entry)
             self._waiting += 1
             if len(self._ended) < DURATIONS_A_TICK:
                 self._ended.append((entry.kind, entry.outcome or "finished", done - entry.started))
@@ -201,6 +208,8 @@ class Telemetry:
             entry.cascade, entry.parent_id = parent.cascade, parent.id
         elif carrier is not None:
             entry.cascade, entry.parent_id, entry.remote = carrier.cascade, carrier.hop, True
+        else:
+            entry.parent_id = ""  # as it reads anyway, but quicker
         above = self._above(entry, seed)
         span = self._tracer.start_span(
             entry.name,
@@ -296,6 +305,8 @@ class Telemetry:
                 return
             try:
                 busy = self._tick(process)
+                if self._box is not None:
+                    self._look_for_the_dead(self._box)
             except Exception:  # noqa: BLE001
                 failed("telemetry.tick")
                 busy = True
@@ -310,6 +321,14 @@ class Telemetry:
             del process
             self._wake.wait()
             self._wake.clear()
+
+    def _look_for_the_dead(self, box: BlackBox) -> None:
+        """Tell of earlier processes of this agent that left hops open."""
+        if self._successor is None:
+            from hopwatch.reaping import Successor  # noqa: PLC0415 - not before there is a hop
+
+            self._successor = Successor(box, self._tracer)
+        self._successor.look()
 
     def _tick(self, process: Process) -> bool:
         """Look at everything once.
@@ -416,6 +435,8 @@ class Telemetry:
         span.sampled = now
 
     def _mark(self, hop: Entry, span: HopSpan) -> None:
+        if self._box is not None:
+            self._box.rewrite(hop)
         moves = span.moves is not False
         self._tell(
             hop,
@@ -531,6 +552,13 @@ def holder_of(lock: object) -> Any:
     if isinstance(held, dict):
         return tuple(task for reference in list(held.values()) if (task := reference()) is not None) or None
     return held()
+
+
+def agent_name() -> str:
+    """What this process calls itself: `service.name` of the application's tracer provider."""
+    resource = getattr(trace.get_tracer_provider(), "resource", None)
+    name = resource.attributes.get(names.SERVICE_NAME) if resource is not None else None
+    return name if isinstance(name, str) and name else "unknown_service"
 
 
 def _with_hop(state: TraceState, entry: Entry) -> TraceState:

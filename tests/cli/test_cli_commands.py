@@ -279,11 +279,14 @@ def test_serve_passes_its_options_on(monkeypatch, tmp_path):
         "3GiB",
         "--store",
         str(store),
+        "--blackbox",
+        "off",
     ]
     done = CliRunner().invoke(commands, words)
     assert done.exit_code == 0, done.output
     assert asked == {
-        "host": "127.0.0.1", "port": 0, "grpc_port": 0, "store": str(store), "retain": 43_200.0, "max_size": 3 * 2**30
+        "host": "127.0.0.1", "port": 0, "grpc_port": 0, "store": str(store), "retain": 43_200.0, "max_size": 3 * 2**30,
+        "blackbox": None,
     }  # fmt: skip
 
 

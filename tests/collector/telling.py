@@ -274,6 +274,7 @@ def collector(store, *options: str):
         "0",
         "--store",
         str(store),
+        *(() if "--blackbox" in options else ("--blackbox", "off")),
         *options,
     ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:

@@ -90,6 +90,15 @@ def _size(value: str) -> int:
         raise click.BadParameter(f"{error}.") from None
 
 
+def _folder(value: str) -> str:
+    if value.strip().lower() == "off":
+        return "off"
+    path = os.path.expanduser(value.strip())  # noqa: PTH111 - pathlib's raises where there is no home
+    if not os.path.isabs(path):  # noqa: PTH117
+        raise click.BadParameter(f"{value!r} is neither the absolute path of a folder nor off.")
+    return path
+
+
 def _address(value: str) -> str:
     try:
         return checked_url(value)
@@ -165,13 +174,36 @@ def hopwatch() -> None:
     show_default=True,
     help="How large the store may become.",
 )
-def serve(*, host: str, port: int, grpc_port: int, store: str | None, retain: float, max_size: int) -> None:
+@click.option(
+    "--blackbox",
+    type=_folder,
+    metavar="DIR|off",
+    help="Where this host's agents keep their black boxes; by default as theirs.",
+)
+def serve(
+    *,
+    host: str,
+    port: int,
+    grpc_port: int,
+    store: str | None,
+    retain: float,
+    max_size: int,
+    blackbox: str | None,
+) -> None:
     """Run a collector: OTLP in, verdicts out."""
     from hopwatch.collector.serve import ServeError  # noqa: PLC0415 - heavy, and only this command needs it
     from hopwatch.collector.serve import serve as collect  # noqa: PLC0415
 
     try:
-        collect(host=host, port=port, grpc_port=grpc_port, store=store, retain=retain, max_size=max_size)
+        collect(
+            host=host,
+            port=port,
+            grpc_port=grpc_port,
+            store=store,
+            retain=retain,
+            max_size=max_size,
+            blackbox=_blackbox(blackbox),
+        )
     except ServeError as error:
         raise click.ClickException(str(error)) from None
 
@@ -319,6 +351,48 @@ def doctor(ctx: click.Context, *, url: str, as_json: bool) -> None:
     else:
         click.echo("\n".join(surgery.lines(findings)))
     ctx.exit(0 if healthy else 1)
+
+
+@hopwatch.command("reap")
+@click.option(
+    "--folder",
+    type=_folder,
+    metavar="DIR",
+    help="Where the black boxes are; by default where agents put them.",
+)
+@_url
+@_json("what was found")
+@click.pass_context
+def reap_dead(ctx: click.Context, *, folder: str | None, url: str, as_json: bool) -> None:
+    """Tell a collector what was open in processes of this host that died.
+
+    A collector on the same host does that by itself, and so does the next process of the same agent. Ends with 0, or
+    with 1 if something could not be delivered: it is then still there.
+    """
+    from hopwatch.blackbox import BoxError  # noqa: PLC0415 - only this command needs it
+    from hopwatch.cli import dead  # noqa: PLC0415
+
+    where = _blackbox(folder)
+    if where is None:
+        raise click.ClickException("Black boxes are switched off here; name a folder with --folder.")
+    try:
+        found = dead.find(where, url)
+    except BoxError as error:
+        raise click.ClickException(f"{error}.") from None
+    if as_json:
+        _write_json(dead.as_dict(found))
+    else:
+        click.echo("\n".join(dead.lines(found, where)))
+    ctx.exit(1 if found.undelivered else 0)
+
+
+def _blackbox(given: str | None) -> str | None:
+    """The folder that an option names, or where the agents of this environment put their boxes; None for off."""
+    from hopwatch.process import read_settings  # noqa: PLC0415 - the agent's side: only its rules for values are needed
+
+    if given is None:
+        return read_settings().blackbox
+    return None if given == "off" else given
 
 
 # What is written -------------------------------------------------------------------------------------------------

@@ -14,14 +14,18 @@ from hopwatch.collector import serve as running
 @click.option("--store", help="A file, or :memory:.")
 @click.option("--retain", default=running.RETAIN, show_default=True, help="As 7d, 12h, 30m, 45s.")
 @click.option("--max-size", default="2G", show_default=True, help="As 500M, 2G.")
-def main(host: str, port: int, grpc_port: int, store: str | None, retain: str, max_size: str) -> None:
+@click.option("--blackbox", metavar="DIR|off", help="Where this host's agents keep their black boxes.")
+def main(
+    host: str, port: int, grpc_port: int, store: str | None, retain: str, max_size: str, blackbox: str | None
+) -> None:
     """Run a collector."""
     try:
         kept, size = running.parse_duration(retain), running.parse_size(max_size)
+        folder = running.parse_blackbox(blackbox)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     try:
-        running.serve(host, port, grpc_port, store, kept, size)
+        running.serve(host, port, grpc_port, store, kept, size, folder)
     except running.ServeError as error:
         raise click.ClickException(str(error)) from None
 

@@ -115,15 +115,22 @@ def metrics_of(request: Any, *, now: int) -> Batch:
 def _batch(resources: Iterable[tuple[Sender, int, Iterable[Span]]], now: int) -> Batch:
     batch = Batch(arrived=now)
     for sender, ignored, spans in resources:
-        batch.signs.add(sender)
         batch.ignored += ignored
+        told_by_others = 0
+        count = 0
         for span in spans:
+            count += 1
+            if span.attributes.get(names.RECORD) == names.RECORD_ABANDONED:
+                told_by_others += 1
             try:
                 _take(batch, sender, span)
             except RecordError as error:
                 batch.refused.add(str(error))
                 if span.trace and span.attributes.get(names.RECORD) != names.RECORD_HEARTBEAT:
                     batch.refused_of[span.trace] += 1
+        # What somebody else tells of a process that died is no sign of its life.
+        if ignored or not count or told_by_others < count:
+            batch.signs.add(sender)
     return batch
 
 
@@ -184,7 +191,8 @@ def _take(batch: Batch, sender: Sender, span: Span) -> None:
                 f"{names.HOP_WAITS} nests too deeply, or holds a number or text that JSON cannot carry"
             ) from None
     batch.hops.append(hop)
-    batch.senders[hop.instance] = sender
+    if attributes[names.RECORD] != names.RECORD_ABANDONED:
+        batch.senders[hop.instance] = sender
 
 
 # Protobuf ------------------------------------------------------------------------------------------------------

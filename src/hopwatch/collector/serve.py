@@ -18,11 +18,14 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 
+from hopwatch.blackbox import BoxError, checked_folder
 from hopwatch.collector.api import Api, on_failure, on_http_error
 from hopwatch.collector.judged import Judge
+from hopwatch.collector.reaper import Reaper
 from hopwatch.collector.receiver import GrpcReceiver, HttpReceiver
 from hopwatch.collector.store import StoreError
 from hopwatch.collector.store.sqlite import SqliteStore
+from hopwatch.process import read_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -74,6 +77,25 @@ def parse_size(text: str) -> int:
     return size
 
 
+def parse_blackbox(text: str | None) -> str | None:
+    """The folder of black boxes that an option names; None is where the agents of this environment put theirs.
+
+    Returns:
+        The folder, or None for `off`.
+
+    Raises:
+        ValueError: it is no absolute path.
+    """
+    if text is None:
+        return read_settings().blackbox
+    if text.strip().lower() == "off":
+        return None
+    path = os.path.expanduser(text.strip())  # noqa: PTH111 - pathlib's raises where there is no home
+    if not os.path.isabs(path):  # noqa: PTH117
+        raise ValueError(f"{text!r} is neither the absolute path of a folder nor off")
+    return path
+
+
 def default_store() -> Path:
     """The store's file where none is named: of this user, under the XDG state directory."""
     state = os.environ.get("XDG_STATE_HOME", "")
@@ -91,9 +113,10 @@ class Collector:
         store: the store's file, or `:memory:`; None is `default_store()`.
         retain: seconds that a cascade is kept after its last record.
         max_size: bytes that the store may grow to.
+        blackbox: the folder of the black boxes of this host's agents, which this collector alone looks into; None for none.
 
     Raises:
-        ServeError: a port is taken, the host is no address of this machine, or the store cannot be used.
+        ServeError: a port is taken, the host is no address of this machine, or the store or the folder cannot be used.
     """
 
     def __init__(
@@ -105,8 +128,14 @@ class Collector:
         store: str | Path | None = None,
         retain: float = 7 * 86_400,
         max_size: int = MAX_SIZE,
+        blackbox: str | None = None,
     ) -> None:
         self.host = host
+        if blackbox is not None:
+            try:
+                checked_folder(blackbox)
+            except BoxError as error:
+                raise ServeError(f"{error}; or use --blackbox") from None
         location = default_store() if store is None else store
         # Sockets first: a port that is taken shall not leave a new store behind.
         self._socket = _bind(host, port)
@@ -125,6 +154,7 @@ class Collector:
             self._socket.close()
             self._store.close()
             raise ServeError(_taken(host, grpc_port, "--grpc-port")) from None
+        self._reaper = Reaper(self._store, blackbox) if blackbox is not None else None
         self._server = _Server(
             uvicorn.Config(
                 application(self._store),
@@ -156,10 +186,14 @@ class Collector:
     def run(self, ready: Callable[[], None] | None = None) -> None:
         """Serve until `stop`, SIGINT or SIGTERM; `ready` is called when requests are answered."""
         self._server.ready = ready
+        if self._reaper is not None:
+            self._reaper.start()
         try:
             self._server.run(sockets=[self._socket])
         finally:
             self._grpc.stop()
+            if self._reaper is not None:
+                self._reaper.stop()
             self._store.close()
             self._socket.close()
 
@@ -175,13 +209,16 @@ def serve(
     store: str | Path | None = None,
     retain: float = 7 * 86_400,
     max_size: int = MAX_SIZE,
+    blackbox: str | None = None,
 ) -> None:
     """Run a collector until SIGINT or SIGTERM. One line on stdout says when it is ready, and where.
 
     Raises:
         ServeError: as of `Collector`.
     """
-    collector = Collector(host, port, grpc_port, store=store, retain=retain, max_size=max_size)
+    collector = Collector(
+        host, port, grpc_port, store=store, retain=retain, max_size=max_size, blackbox=blackbox
+    )
     # Hops are many, live long and hold no cycles: looking through all of them often is time lost.
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)

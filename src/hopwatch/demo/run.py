@@ -86,7 +86,12 @@ class Cast:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE if piped else log,
                 stderr=log,
-                env={**os.environ, **(environment or {})},
+                # Black boxes of this run are this run's collector's, and nobody else's.
+                env={
+                    **os.environ,
+                    "HOPWATCH_BLACKBOX": str(self.folder / "blackbox"),
+                    **(environment or {}),
+                },
                 text=True,
             )
         self.processes[name] = process
