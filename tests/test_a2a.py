@@ -956,3 +956,54 @@ def test_an_executor_behind_a_proxy_has_its_execution_all_the_same(monkeypatch):
         assert verdict(hops).verdict == "settled"
 
     run(story)
+
+
+def test_a_subscriber_that_stalls_holds_the_execution_open_until_it_has_its_events():
+    async def story():
+        from a2a.server.context import ServerCallContext
+        from a2a.types.a2a_pb2 import SubscribeToTaskRequest
+
+        from hopwatch.instrument import a2a_events
+
+        subscribing, answer = asyncio.Event(), asyncio.get_running_loop().create_future()
+
+        async def work(updater):
+            await updater.start_work()
+            await subscribing.wait()
+            await complete(updater)
+
+        handler = DefaultRequestHandler(
+            agent_executor=Executor(work),
+            task_store=InMemoryTaskStore(),
+            agent_card=card_of("http://127.0.0.1:1", "JSONRPC"),
+        )
+        with hopwatch.cascade("asks"):
+            told = await handler.on_message_send(request(now=True), ServerCallContext())
+
+        async def subscribe():
+            async for event in handler.on_subscribe_to_task(
+                SubscribeToTaskRequest(id=told.id), ServerCallContext()
+            ):
+                subscribing.set()
+                if type(event).__name__ != "Task":
+                    await answer
+
+        with hopwatch.service():  # the subscriber is somebody else's
+            subscriber = asyncio.create_task(subscribe())
+        (execution,) = [each for each in process.here().ledger.open_hops() if each.kind == "execution"]
+        (events,) = [each for each in a2a_events._known if each.completion is not None]
+        for _ in range(400):
+            # The execution has returned, and the SDK has stored all that it said.
+            if execution.done is not None and events.completion is None:
+                break
+            await asyncio.sleep(0.01)
+        assert execution.done is not None
+        assert not execution.closed
+        assert verdict(only_cascade()).verdict != "settled"
+        answer.set_result(None)
+        await subscriber
+        await over()
+        assert verdict(only_cascade()).verdict == "settled"
+        await handler.aclose()
+
+    run(story)
