@@ -60,6 +60,7 @@ _DEFAULTS: dict[str, Any] = {
     "children": 0,
     "closed": False,
     "dropped": 0,
+    "fate": None,
     "held": 0,
     "id": "",
     "instance_of": None,
@@ -96,6 +97,7 @@ class Entry:
         runner: weak reference to the asyncio task that does the work, where there is one.
         origin: code object and instruction offset of the line that made it.
         instance_of: weak reference to what the entry is about (a queue); never a strong one.
+        fate: set where a way out has begun that will cut the entry off: it says what an end other than `finished` then is.
         span: the observer's own.
     """
 
@@ -108,6 +110,7 @@ class Entry:
         "closed",
         "done",
         "dropped",
+        "fate",
         "held",
         "id",
         "instance_of",
@@ -137,6 +140,7 @@ class Entry:
     closed: bool
     done: int | None
     dropped: int
+    fate: Callable[[Entry, Outcome, str | None], tuple[Outcome, str | None]] | None
     held: int
     id: str
     instance_of: Any
@@ -187,6 +191,8 @@ class Entry:
         """
         if self.done is not None:
             return
+        if outcome != "finished" and self.fate is not None:
+            outcome, reason = self.fate(self, outcome, reason)
         self.outcome = outcome
         if reason is not None:
             self.reason = reason
