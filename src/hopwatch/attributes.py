@@ -23,6 +23,10 @@ RECORD_ABANDONED: Final = "abandoned"
 """Told by somebody else: the hop that is this span's parent was open when its process ended."""
 RECORD_HEARTBEAT: Final = "heartbeat"
 """The process lives, and so many of its hops are open."""
+RECORD_GONE: Final = "gone"
+"""The hop that is this span's parent is open, and its process is about to be replaced: its end, unless another one comes."""
+RECORD_SHUTDOWN: Final = "shutdown"
+"""The process ends, in this way, and so much of its work was pending."""
 
 INSTANCE: Final = "hopwatch.instance"
 """16 hex digits that one process draws for itself (a forked child draws anew)."""
@@ -65,6 +69,17 @@ HEARTBEAT_OPEN: Final = "hopwatch.heartbeat.open"
 HEARTBEAT_DROPPED: Final = "hopwatch.heartbeat.dropped"
 HEARTBEAT_SAMPLED: Final = "hopwatch.heartbeat.sampled"
 """Unix nanoseconds: what every open hop waits on was looked at since then, and markers tell what changed."""
+
+SHUTDOWN_WAY: Final = "hopwatch.shutdown.way"
+"""How a process ended: `exit`, `exception`, `SIGINT`, `SIGTERM`, `execv`."""
+SHUTDOWN_PENDING: Final = "hopwatch.shutdown.pending"
+"""How much was pending when it ended. With a dot and a kind behind it: how much of that kind."""
+SWALLOWED: Final = "hopwatch.hop.swallowed_cancellation"
+"""True on a task that was asked to cancel, and ended as if nobody had."""
+OUTLIVED: Final = "hopwatch.hop.outlived_cancellation"
+"""True on a hop that was still pending a second after its task had been asked to cancel."""
+ITEMS: Final = "hopwatch.hop.items"
+"""For how many items of queues an abandoned `event` stands."""
 
 # OpenTelemetry's own.
 SERVICE_NAME: Final = "service.name"
@@ -116,11 +131,17 @@ METRIC_QUEUE_DEPTH: Final = "hopwatch.queue.depth"
 METRIC_LOCK_WAIT: Final = "hopwatch.lock.wait"
 METRIC_LOCK_HOLD: Final = "hopwatch.lock.hold"
 METRIC_DESTROYED: Final = "hopwatch.tasks.destroyed"
+METRIC_PENDING: Final = "hopwatch.tasks.pending_at_shutdown"
+METRIC_SWALLOWED: Final = "hopwatch.cancellations.swallowed"
+METRIC_OUTLIVED: Final = "hopwatch.cancellations.outlived"
 METRIC_DROPPED: Final = "hopwatch.ledger.dropped"
 METRIC_FAILURES: Final = "hopwatch.hooks.failed"
 
 # Log events.
 EVENT_TASK_NEVER_FINISHED: Final = "hopwatch.task.never_finished"
+EVENT_SHUTDOWN: Final = "hopwatch.shutdown"
+EVENT_SWALLOWED: Final = "hopwatch.task.cancellation_swallowed"
+EVENT_OUTLIVED: Final = "hopwatch.task.cancellation_outlived"
 
 # Kinds of hops, outcomes, peers.
 KINDS: Final = ("request", "execution", "send", "push", "webhook", "task", "event", "lock")

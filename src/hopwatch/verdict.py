@@ -50,6 +50,12 @@ class Agent:
     """Since when each of its open hops has been looked at, by its own clock."""
     skew: int = 0
     """What to add to a time of its clock to get the collector's."""
+    ended: int = 0
+    """When it said that it ends, by its own clock; 0 where it has not said so, or has been heard of since."""
+    way: str = ""
+    """How it ended then."""
+    pending: dict[str, int] = field(default_factory=dict)
+    """How much was pending then, by kind."""
 
 
 @dataclass(slots=True)

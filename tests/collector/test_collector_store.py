@@ -339,7 +339,7 @@ def make_damaged(path):
         (lambda path: path.write_text("dear diary " * 50), "is not a SQLite database"),
         (lambda path: path.write_bytes(b"SQLite format 3\0"), "is not a SQLite database"),
         (make_foreign, "is a database of another program"),
-        (make_other_version, r"another version of hopwatch \(format 99; this one reads 1\)"),
+        (make_other_version, r"another version of hopwatch \(format 99; this one reads 1 to 2\)"),
         (make_damaged, "is damaged"),
     ],
 )

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]
 
+from hopwatch import exits
 from hopwatch import process as hopwatch_process
-from hopwatch.instrument import Patches, jobs, locks, queues, service, tasks
+from hopwatch.instrument import Patches, ends, jobs, locks, queues, service, tasks
 from hopwatch.process import failed
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class AsyncioInstrumentor(BaseInstrumentor):  # type: ignore[misc]
             queues.instrument(patches)
             locks.instrument(patches, timed=process.settings.detail == "all")
             jobs.instrument(patches)
+            ends.instrument(patches)
             for name, hook in (
                 ("uvloop", self._uvloop),
                 ("culsans", lambda module: queues.instrument_culsans(patches, module.Queue)),
@@ -47,6 +49,7 @@ class AsyncioInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         self._patches.undo()
         try:
             queues.forget()
+            exits.forget()
         except Exception:  # noqa: BLE001
             failed("asyncio.uninstrument")
 
