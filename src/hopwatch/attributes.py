@@ -114,11 +114,17 @@ METRIC_QUEUE_DEPTH: Final = "hopwatch.queue.depth"
 METRIC_LOCK_WAIT: Final = "hopwatch.lock.wait"
 METRIC_LOCK_HOLD: Final = "hopwatch.lock.hold"
 METRIC_DESTROYED: Final = "hopwatch.tasks.destroyed"
+METRIC_DEADLOCKS: Final = "hopwatch.deadlocks"
 METRIC_DROPPED: Final = "hopwatch.ledger.dropped"
 METRIC_FAILURES: Final = "hopwatch.hooks.failed"
 
 # Log events.
 EVENT_TASK_NEVER_FINISHED: Final = "hopwatch.task.never_finished"
+EVENT_DEADLOCK: Final = "hopwatch.deadlock"
+DEADLOCK_TASKS: Final = "hopwatch.deadlock.tasks"
+"""How many tasks are part of it."""
+DEADLOCK_EDGES: Final = "hopwatch.deadlock.edges"
+"""The edges, as JSON (the form of `hopwatch.waits.Deadlock.as_dict`)."""
 
 # Kinds of hops, outcomes, peers.
 KINDS: Final = ("request", "execution", "send", "push", "webhook", "task", "event", "lock")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]
 
 from hopwatch import process as hopwatch_process
-from hopwatch.instrument import Patches, jobs, locks, queues, service, tasks
+from hopwatch.instrument import Patches, deadlocks, jobs, locks, queues, service, tasks
 from hopwatch.process import failed
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class AsyncioInstrumentor(BaseInstrumentor):  # type: ignore[misc]
             queues.instrument(patches)
             locks.instrument(patches, timed=process.settings.detail == "all")
             jobs.instrument(patches)
+            deadlocks.instrument(patches)
             for name, hook in (
                 ("uvloop", self._uvloop),
                 ("culsans", lambda module: queues.instrument_culsans(patches, module.Queue)),
@@ -47,6 +48,7 @@ class AsyncioInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         self._patches.undo()
         try:
             queues.forget()
+            deadlocks.forget()
         except Exception:  # noqa: BLE001
             failed("asyncio.uninstrument")
 
