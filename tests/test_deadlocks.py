@@ -343,7 +343,7 @@ def test_it_is_told_once_after_the_second_look_with_every_edge(play, watched, lo
     (record,) = logged
     assert record.attributes["event.name"] == names.EVENT_DEADLOCK
     assert record.attributes[names.DEADLOCK_TASKS] == 2
-    assert record.body.startswith("Deadlock of 2 tasks: 'a' holds lock `first` (0x")
+    assert record.body.startswith("Deadlock of 2 tasks: 'a' holds lock `second` (0x")
     edges = json.loads(record.attributes[names.DEADLOCK_EDGES])
     assert [(edge["task"], edge["held_by"]) for edge in edges] == [("a", ["b"]), ("b", ["a"])]
     assert edges[0]["wants"] == edges[1]["holds"][0]
@@ -358,7 +358,8 @@ def test_its_tasks_become_hops_whose_markers_say_it_at_once_and_the_cascade_is_s
         for span in ours()
         if span.attributes[names.RECORD] == names.RECORD_OPEN
     ]
-    assert len(markers) == 2
+    # Of both tasks, and of the hop above them.
+    assert [each["kind"] for each in markers] == ["lock", "lock", "gather"]
     assert all(len(each["deadlock"]["edges"]) == 2 and each["moves"] is False for each in markers)
     assert all("deadlock" not in part for each in markers for part in each.get("of", ()))
 

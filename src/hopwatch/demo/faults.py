@@ -88,7 +88,14 @@ def _two_locks(cascade: Cascade) -> str | None:
         ):
             return f"{hop['name']} is not part of the worker's execution"
     holders = {(hop["waits_on"] or {})["holder"] for hop in tasks}
-    return None if holders == {"reserve", "charge"} else f"the locks are held by {sorted(holders)}"
+    if holders != {"reserve", "charge"}:
+        return f"the locks are held by {sorted(holders)}"
+    edges = [
+        "'charge' holds lock `account`, wants lock `stock`, which 'reserve' holds at ",
+        "'reserve' holds lock `stock`, wants lock `account`, which 'charge' holds at ",
+    ]
+    missing = [edge for edge in edges if edge not in cascade["reason"]]
+    return f"the reason does not say {missing}" if missing else None
 
 
 def _refused_push(cascade: Cascade) -> str | None:

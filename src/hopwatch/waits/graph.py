@@ -72,6 +72,8 @@ ABOVE: Final = 128
 """How many tasks that await those of a deadlock are asked for a deadline; beyond it, doubt."""
 REFERRING: Final = 256
 """How many tasks a loop may have for a queue's parties to be known; beyond it, doubt."""
+SCANNED: Final = 512
+"""How many tasks a loop may have for the holder of a lock to be looked for among all of them."""
 OBJECTS: Final = 512
 """How many objects behind the frames of a task are asked whether they are a queue; beyond it, doubt."""
 TOLD: Final = 16
@@ -424,6 +426,8 @@ class _Graph:
         ):
             return None
         holders = [one for one in _listed(self.known.holders(lock)) if not has_ended(one)]
+        if not holders:  # taken outside of what the instrumentation watches
+            holders = [task for task, _ in self._inside(lock, loop_of(node.task))]
         if len(holders) != 1:
             return None
         return Need(every=True, of=holders) if self._keeps(holders[0], lock, node) else None
@@ -438,7 +442,9 @@ class _Graph:
         if _times_inside(frames, lock) > (task is node.task or self._waits_at(task, lock)):
             return True
         # Taken and released by hand. That a task waits for what it holds itself is then how a lock is used as a signal.
-        return task is not node.task and any("release" in names for names in map(_names_in, frames))
+        if task is node.task or not any("release" in names for names in map(_names_in, frames)):
+            return False
+        return not self._inside(lock, loop_of(task))  # nobody else is seen to hold it
 
     def _waits_at(self, task: Any, lock: Any) -> bool:
         """Whether a task waits to get this very lock: an `async with` that is being entered looks like one that was."""
@@ -451,20 +457,42 @@ class _Graph:
         if not _is_in(field_of(semaphore, "_waiters"), node.future):
             return None
         permits = field_of(semaphore, "_bound_value") or self.known.permits(semaphore)
-        holders = [*{id(one): one for one in _listed(self.known.holders(semaphore))}.values()]
-        if not permits or not holders:
+        if not permits:
             return None
-        inside = 0
-        for holder in holders:
-            if has_ended(holder) or self._goes_on(holder):
-                return None
-            frames, lost = walk(coroutine_of(holder))
-            # A semaphore that is taken by hand may be released by anybody: that is how producers and consumers use it.
-            times = _times_inside(frames, semaphore) - self._waits_at(holder, semaphore)
-            if lost or times < 1:
-                return None
-            inside += times
-        return Need(every=False, of=holders) if inside == permits else None
+        holders = [*{id(one): one for one in _listed(self.known.holders(semaphore))}.values()]
+        # One that is taken by hand may be released by anybody: that is how producers and consumers use it.
+        inside = [(one, self._times(one, semaphore)) for one in holders]
+        if sum(times for _, times in inside) < permits:
+            inside = self._inside(semaphore, loop_of(node.task))
+        holders = [one for one, times in inside if times > 0]
+        if sum(times for _, times in inside) != permits or any(self._goes_on(one) for one in holders):
+            return None
+        return Need(every=False, of=holders)
+
+    def _times(self, task: Any, lock: Any) -> int:
+        """How many `async with` blocks of a lock or semaphore a task is inside of."""
+        frames, lost = walk(coroutine_of(task))
+        return 0 if lost else _times_inside(frames, lock) - self._waits_at(task, lock)
+
+    def _inside(self, lock: Any, loop: Any) -> list[tuple[Any, int]]:
+        """Who of all tasks of a loop is inside an `async with` of a lock or semaphore."""
+        tasks = self._tasks_of(loop)
+        if tasks is None or len(tasks) > SCANNED:
+            return []
+        out = []
+        for task in tasks:
+            if self._late():
+                return []
+            times = self._times(task, lock)
+            if times > 0:
+                out.append((task, times))
+        return out
+
+    def _tasks_of(self, loop: Any) -> list[Any] | None:
+        if id(loop) not in self.looping:
+            tasks = self.known.tasks(loop)
+            self.looping[id(loop)] = None if tasks is None else list(tasks)
+        return self.looping[id(loop)]
 
     def _put(self, node: Node, queue: Any) -> Need | None:
         node.kind, node.owner = "queue_put", queue
@@ -507,12 +535,8 @@ class _Graph:
 
     def _parties(self, queue: Any, node: Node) -> list[Any] | None:
         """The tasks that can reach a queue from their frames, None where that cannot be told."""
-        loop = loop_of(node.task)
-        if id(loop) not in self.looping:
-            tasks = self.known.tasks(loop)
-            self.looping[id(loop)] = None if tasks is None or len(tasks) > REFERRING else list(tasks)
-        tasks = self.looping[id(loop)]
-        if tasks is None or self._late():
+        tasks = self._tasks_of(loop_of(node.task))
+        if tasks is None or len(tasks) > REFERRING or self._late():
             return None
         return [task for task in tasks if not has_ended(task) and _refers_to(task, queue)]
 
