@@ -38,12 +38,12 @@ class Book:
     @contextlib.asynccontextmanager
     async def note(self, lock):
         """Note who holds a lock; inside its block."""
-        holders = self.held.setdefault(id(lock), [])
-        holders.append(asyncio.current_task())
+        holders, task = self.held.setdefault(id(lock), []), asyncio.current_task()
+        holders.append(task)
         try:
             yield
         finally:
-            holders.remove(asyncio.current_task())
+            holders.remove(task)
 
     def semaphore(self, count):
         made = asyncio.Semaphore(count)

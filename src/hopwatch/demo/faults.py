@@ -143,7 +143,7 @@ FAULTS: dict[str, Fault] = {
     "none": Fault("nothing", "settled", 30.0, _everything_ended),
     "hang": Fault("the worker awaits a future that nobody sets", "stalled", 8.0, _worker_awaits_a_future),
     "drop-push": Fault("the planner's webhook answers the worker with 503", "stalled", 8.0, _refused_push),
-    "deadlock": Fault("two tasks of the worker take two locks in opposite order", "stalled", 8.0, _two_locks),
+    "deadlock": Fault("two tasks of the worker take two locks in opposite order", "stalled", 4.0, _two_locks),
     "slow": Fault("the worker waits 15 s for a slow server", "settled", 40.0, _socket),
     "gc": Fault(
         "the worker's work sits in a task that nobody keeps, and is collected", "broken", 8.0, _destroyed_task

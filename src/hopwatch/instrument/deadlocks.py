@@ -34,6 +34,7 @@ SUSPECT_AFTER: Final = 250_000_000
 """Nanoseconds after which an open entry is looked at."""
 BUDGET: Final = 2_000_000
 """Nanoseconds a tick for looking."""
+_LOCKS: Final = frozenset({"wait for Lock", "wait for Semaphore"})
 LINES: Final = 256
 """How many queues are looked at in one tick."""
 MAX_REPORTED: Final = 256
@@ -94,12 +95,17 @@ def look(now: int) -> None:
         watch.reported = [each for each in watch.reported if each.deadlock.holds()]
     if began < watch.rest and not watch.candidates:
         return
-    until = began + BUDGET
-    suspects = _suspects(watch, now - SUSPECT_AFTER, until - BUDGET // 4)
+    process = hopwatch_process.here()
+    opened: list[Entry | Note] = [*process.ledger.open_hops(), *process.ledger.invisible()]
+    before = now - SUSPECT_AFTER
+    locks = _at_locks(opened, before)
+    # From here on: what comes first must get its turn, however much is open.
+    until = time.perf_counter_ns() + BUDGET
+    suspects = _suspects(watch, opened, locks, before, until - BUDGET // 4)
     found = waits.deadlocks(suspects, KNOWN, free=watch.free, until=until)
-    before, watch.candidates = watch.candidates, []
+    last, watch.candidates = watch.candidates, []
     for deadlock in found:
-        if any(deadlock.same_as(other) for other in before):
+        if any(deadlock.same_as(other) for other in last):
             if len(watch.reported) < MAX_REPORTED:
                 _report(watch, deadlock)
         else:
@@ -110,23 +116,26 @@ def look(now: int) -> None:
     watch.rest = began + int(ticks * telemetry.TICK * 1e9) if ticks > 1 else 0
 
 
-def _suspects(watch: Watch, before: int, until: int) -> Iterator[Any]:
+def _at_locks(opened: list[Entry | Note], before: int) -> list[Any]:
+    """A task for each lock or semaphore that is waited for: any will do, for the edges go on from who holds it."""
+    found: dict[Any, Any] = {}
+    for entry in opened:
+        if entry.kind == "lock" and entry.name in _LOCKS and entry.started < before and entry.done is None:
+            lock = (getattr(entry, "attributes", None) or {}).get(names.LOCK_NAME, entry)
+            if lock not in found:
+                task = entry.runner() if entry.runner is not None else None
+                if task is not None:
+                    found[lock] = task
+    return list(found.values())
+
+
+def _suspects(
+    watch: Watch, opened: list[Entry | Note], locks: list[Any], before: int, until: int
+) -> Iterator[Any]:
     """The tasks to begin with. Every cycle leads through a lock, a full queue, a join, or a task that awaits others."""
     for deadlock in watch.candidates:
         yield from deadlock.tasks()[:1]
-    ledger = hopwatch_process.here().ledger
-    opened: list[Entry | Note] = [*ledger.open_hops(), *ledger.invisible()]
-    locks: set[Any] = set()
-    for entry in opened:
-        if entry.kind == "lock" and entry.started < before and entry.done is None:
-            # Of all who wait for one lock any will do, for the edges go on from who holds it.
-            lock = (getattr(entry, "attributes", None) or {}).get(names.LOCK_NAME, entry)
-            if lock in locks or str(lock).startswith(("Event", "Condition", "Barrier")):
-                continue
-            locks.add(lock)
-            task = entry.runner() if entry.runner is not None else None
-            if task is not None:
-                yield task
+    yield from locks
     if not watch.lines:
         watch.lines = queues.watched_queues()
     for _ in range(min(LINES, len(watch.lines))):
