@@ -134,6 +134,7 @@ METRIC_DESTROYED: Final = "hopwatch.tasks.destroyed"
 METRIC_PENDING: Final = "hopwatch.tasks.pending_at_shutdown"
 METRIC_SWALLOWED: Final = "hopwatch.cancellations.swallowed"
 METRIC_OUTLIVED: Final = "hopwatch.cancellations.outlived"
+METRIC_DEADLOCKS: Final = "hopwatch.deadlocks"
 METRIC_DROPPED: Final = "hopwatch.ledger.dropped"
 METRIC_FAILURES: Final = "hopwatch.hooks.failed"
 
@@ -142,6 +143,11 @@ EVENT_TASK_NEVER_FINISHED: Final = "hopwatch.task.never_finished"
 EVENT_SHUTDOWN: Final = "hopwatch.shutdown"
 EVENT_SWALLOWED: Final = "hopwatch.task.cancellation_swallowed"
 EVENT_OUTLIVED: Final = "hopwatch.task.cancellation_outlived"
+EVENT_DEADLOCK: Final = "hopwatch.deadlock"
+DEADLOCK_TASKS: Final = "hopwatch.deadlock.tasks"
+"""How many tasks are part of it."""
+DEADLOCK_EDGES: Final = "hopwatch.deadlock.edges"
+"""The edges, as JSON (the form of `hopwatch.waits.Deadlock.as_dict`)."""
 
 # Kinds of hops, outcomes, peers.
 KINDS: Final = ("request", "execution", "send", "push", "webhook", "task", "event", "lock")

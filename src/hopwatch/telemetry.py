@@ -207,6 +207,16 @@ class Telemetry:
         """Count a task that was collected while pending."""
         self._meters.destroyed.add(1)
 
+    def deadlock_found(self, hops: Iterable[Entry]) -> None:
+        """Count a deadlock, and tell at once what the hops that it concerns wait on. Called by the ticker."""
+        self._meters.deadlocks.add(1)
+        for hop in hops:
+            span = hop.span
+            if isinstance(span, HopSpan) and not hop.closed:
+                self._sample(hop, span, time.time_ns())
+                self._mark(hop, span)
+        self._flushed_at = 0
+
     def _start(self, entry: Entry) -> None:
         seed = entry.span if isinstance(entry.span, Seed) else None
         parent = entry.parent
@@ -531,6 +541,8 @@ explain_event: Callable[[Entry, waits.Timers | None], tuple[dict[str, Any], bool
 """Says what an item in a queue waits on; set by who instruments queues."""
 explain_held: Callable[[Entry, waits.Timers | None], list[tuple[dict[str, Any], bool]]] | None = None
 """Says what the items wait on that a hop only counts; set by who instruments queues."""
+explain_deadlock: Callable[[Entry], tuple[dict[str, Any], bool] | None] | None = None
+"""Tells of the deadlock that holds a hop up, and whether the hop's own task is part of it; set by who looks for them."""
 
 
 def what_it_waits_on(hop: Entry, timers: waits.Timers | None = None) -> tuple[dict[str, Any] | None, bool]:
@@ -545,6 +557,9 @@ def what_it_waits_on(hop: Entry, timers: waits.Timers | None = None) -> tuple[di
         whether any of it may move by itself.
     """
     found = of_entry(hop, timers) if hop.done is None else None
+    deadlock = explain_deadlock(hop) if explain_deadlock is not None else None
+    if found is not None and deadlock is not None and deadlock[1]:
+        found = ({**found[0], "moves": False}, False)
     below = hop.ledger.below(hop, LOOK_BELOW + 1)
     many = len(below) > LOOK_BELOW
     runner = hop.runner() if hop.runner is not None else None
@@ -568,6 +583,8 @@ def what_it_waits_on(hop: Entry, timers: waits.Timers | None = None) -> tuple[di
         told, moves = dict(found[0]), found[1]
     if parts and not told.get("of"):
         told["of"] = [part for part, _ in parts]
+    if deadlock is not None:
+        told["deadlock"] = deadlock[0]
     moves = moves or many or any(part for _, part in parts)
     told["moves"] = moves
     return told, moves
@@ -721,6 +738,9 @@ class _Meters:
         )
         self.destroyed = meter.create_counter(
             names.METRIC_DESTROYED, "{task}", "Tasks that were collected while pending"
+        )
+        self.deadlocks = meter.create_counter(
+            names.METRIC_DEADLOCKS, "{deadlock}", "Cycles of tasks that wait for one another"
         )
         reference = weakref.ref(telemetry)
 

@@ -88,7 +88,14 @@ def _two_locks(cascade: Cascade) -> str | None:
         ):
             return f"{hop['name']} is not part of the worker's execution"
     holders = {(hop["waits_on"] or {})["holder"] for hop in tasks}
-    return None if holders == {"reserve", "charge"} else f"the locks are held by {sorted(holders)}"
+    if holders != {"reserve", "charge"}:
+        return f"the locks are held by {sorted(holders)}"
+    edges = [
+        "'charge' holds lock `account`, wants lock `stock`, which 'reserve' holds at ",
+        "'reserve' holds lock `stock`, wants lock `account`, which 'charge' holds at ",
+    ]
+    missing = [edge for edge in edges if edge not in cascade["reason"]]
+    return f"the reason does not say {missing}" if missing else None
 
 
 def _refused_push(cascade: Cascade) -> str | None:
@@ -136,7 +143,7 @@ FAULTS: dict[str, Fault] = {
     "none": Fault("nothing", "settled", 30.0, _everything_ended),
     "hang": Fault("the worker awaits a future that nobody sets", "stalled", 8.0, _worker_awaits_a_future),
     "drop-push": Fault("the planner's webhook answers the worker with 503", "stalled", 8.0, _refused_push),
-    "deadlock": Fault("two tasks of the worker take two locks in opposite order", "stalled", 8.0, _two_locks),
+    "deadlock": Fault("two tasks of the worker take two locks in opposite order", "stalled", 4.0, _two_locks),
     "slow": Fault("the worker waits 15 s for a slow server", "settled", 40.0, _socket),
     "gc": Fault(
         "the worker's work sits in a task that nobody keeps, and is collected", "broken", 8.0, _destroyed_task

@@ -8,7 +8,7 @@ from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type:
 
 from hopwatch import exits
 from hopwatch import process as hopwatch_process
-from hopwatch.instrument import Patches, ends, jobs, locks, queues, service, tasks
+from hopwatch.instrument import Patches, deadlocks, ends, jobs, locks, queues, service, tasks
 from hopwatch.process import failed
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ class AsyncioInstrumentor(BaseInstrumentor):  # type: ignore[misc]
             locks.instrument(patches, timed=process.settings.detail == "all")
             jobs.instrument(patches)
             ends.instrument(patches)
+            deadlocks.instrument(patches)
             for name, hook in (
                 ("uvloop", self._uvloop),
                 ("culsans", lambda module: queues.instrument_culsans(patches, module.Queue)),
@@ -50,6 +51,7 @@ class AsyncioInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         try:
             queues.forget()
             exits.forget()
+            deadlocks.forget()
         except Exception:  # noqa: BLE001
             failed("asyncio.uninstrument")
 
