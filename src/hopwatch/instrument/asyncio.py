@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]
 
-from hopwatch import exits
+from hopwatch import exits, inspect_socket
 from hopwatch import process as hopwatch_process
 from hopwatch.instrument import Patches, deadlocks, ends, jobs, locks, queues, service, tasks
 from hopwatch.process import failed
@@ -43,11 +43,13 @@ class AsyncioInstrumentor(BaseInstrumentor):  # type: ignore[misc]
                 ("concurrent.futures.process", lambda module: jobs.instrument_processes(patches, module)),
             ):
                 patches.when_imported(name, hook)
+            inspect_socket.open_socket()
         except Exception:  # noqa: BLE001 - the launcher would switch every instrumentation off
             failed("asyncio.instrument")
 
     def _uninstrument(self, **_: Any) -> None:
         self._patches.undo()
+        inspect_socket.close_socket()
         try:
             queues.forget()
             exits.forget()

@@ -221,7 +221,7 @@ def _concern(watch: Watch, reported: Reported) -> list[Entry]:
         member = id(task) in inside
         hop: Entry | None
         if entry.visible:
-            hop = entry if not hasattr(entry, "entry") else entry.entry  # type: ignore[assignment]
+            hop = entry if not hasattr(entry, "entry") else entry.entry
         elif member and entry.kind == "task" and id(task) not in own:
             hop = ledger.reveal(entry)
             records.set_location(hop)
