@@ -208,13 +208,16 @@ class _Service:
 
     def __init__(self) -> None:
         self._token: Any = None
+        self._mark: Any = None
 
     def __enter__(self) -> Self:
         self._token = _current.set(None)
+        self._mark = hopwatch_process.unwatched.set(True)
         return self
 
     def __exit__(self, *_: object) -> None:
         _current.reset(self._token)
+        hopwatch_process.unwatched.reset(self._mark)
 
 
 @overload

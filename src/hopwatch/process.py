@@ -29,6 +29,9 @@ current: ContextVar[Entry | None] = ContextVar("hopwatch_hop", default=None)
 machinery: ContextVar[bool] = ContextVar("hopwatch_machinery", default=False)
 """True in the SDK's own loops, which hand items on: the current hop follows the item there, spans are nobody's there."""
 
+unwatched: ContextVar[bool] = ContextVar("hopwatch_unwatched", default=False)
+"""True inside `with hopwatch.service():` and for what is started there: no test is blamed for leaving it."""
+
 failures: dict[str, int] = {}
 """How often each hook failed."""
 

@@ -527,7 +527,7 @@ def awaited_by(task: Any) -> list[Any]:
         _, tail = chain.split(frames)
         kind, at = chain.primitive(tail)
         if kind == "wait" and at is not None:
-            found = judging._awaited_set(at, frames)  # noqa: SLF001
+            found = judging.awaited_set(at, frames)
         elif kind == "task_group" and at is not None:
             found = objects.field_of(chain.own(at, objects.TASK_GROUP), "_tasks")
         elif frames and frames[-1].name in (
@@ -539,7 +539,7 @@ def awaited_by(task: Any) -> list[Any]:
                 for thing in objects.referents(frames[-1].awaitable)
                 if objects.is_a(thing, (*objects.FUTURES,)) and thing is not future
             ]
-        elif frames and judging._anyio_group(frames[-1]):  # noqa: SLF001
+        elif frames and chain.is_anyio_group(frames[-1]):
             group = next(
                 (
                     t

@@ -319,6 +319,20 @@ def wait(
     ctx.exit(last.code)
 
 
+@hopwatch.command(
+    "run",
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+    short_help="Run an agent with everything set up: hopwatch run -- python agent.py.",
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def run_agent(*, arguments: tuple[str, ...]) -> None:
+    """Run an agent with everything set up. `hopwatch.cli` hands this on before it comes here."""
+    from hopwatch.cli.run import main as launch  # noqa: PLC0415 - only this command needs it
+
+    launch(arguments)
+
+
 @hopwatch.command()
 @click.argument("pid", required=False, type=click.IntRange(1, 2**31 - 1))
 @click.option(
