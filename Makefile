@@ -39,6 +39,7 @@ bench: $(VENV)/.test
 	$(BIN)/python benchmarks/cascades.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/collector.py
+	$(BIN)/python benchmarks/exits.py
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check

@@ -17,6 +17,14 @@ os.environ["HOPWATCH_BLACKBOX"] = tempfile.mkdtemp(prefix="hopwatch-tests-")
 atexit.register(shutil.rmtree, os.environ["HOPWATCH_BLACKBOX"], ignore_errors=True)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _state_folder(tmp_path_factory):
+    """What processes leave for others to look at goes into a folder of this run, not into the user's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOPWATCH_BLACKBOX", str(tmp_path_factory.mktemp("state") / "hopwatch"))
+        yield
+
+
 @pytest.fixture
 def watched(monkeypatch):
     """A fresh process with asyncio instrumented; no hook of ours may fail in it."""

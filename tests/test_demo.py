@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -92,6 +93,35 @@ def test_a_worker_whose_telemetry_never_leaves_it_is_unknown_and_never_settled()
     outcome = told("lost")
     assert all(change["verdict"] in ("in_flight", "unknown") for change in outcome["history"])
     assert "was promised hop" in outcome["cascade"]["reason"]
+
+
+def test_a_subscriber_that_stalls_keeps_it_in_flight_with_producer_queue_events_and_subscriber_until_it_hangs_up():
+    outcome = told("leak")
+    assert [change["verdict"] for change in outcome["history"]] == ["in_flight", "settled"]
+    (worker,) = hops(outcome, kind="execution", agent="worker")
+    assert worker["task_state"] == "TASK_STATE_COMPLETED"
+    (delivery,) = [
+        hop for hop in outcome["cascade"]["hops"] if hop["state"] == "open" and hop["kind"] == "event"
+    ]
+    assert (delivery["parent"], delivery["name"]) == (worker["id"], "delivery of the last events")
+    reason = outcome["cascade"]["reason"]
+    assert re.search(
+        r"of request SubscribeToTask \([0-9a-f]{16}\) to take \d+ undelivered events? from queue 0x", reason
+    )
+    assert f"'producer:{worker['task_id']}' cannot close" in reason
+
+
+def test_work_that_begins_after_its_parent_closed_is_flagged_and_it_settles_only_after_it():
+    outcome = told("late")
+    assert [change["verdict"] for change in outcome["history"]] == ["in_flight", "settled"]
+    (known,) = hops(outcome, kind="task", agent="worker", name="Worker.afterwards")
+    (late,) = hops(outcome, kind="task", agent="worker", name="Worker.one_more")
+    (sent,) = hops(outcome, kind="send", agent="worker")
+    assert (known["late"], late["late"], sent["late"]) == (False, True, True)
+    (first, *_) = hops(outcome, kind="execution", agent="worker")
+    assert late["parent"] == first["id"]
+    assert late["started"] > first["ended"]
+    assert "began late" in outcome["cascade"]["reason"]
 
 
 def test_the_demo_says_in_plain_lines_what_it_saw():

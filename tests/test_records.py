@@ -3,7 +3,7 @@
 import pytest
 
 from hopwatch import attributes as names
-from hopwatch.records import RecordError, read_heartbeat, read_hop
+from hopwatch.records import RecordError, read_heartbeat, read_hop, read_shutdown, shutdown_attributes
 
 GOOD = {names.RECORD: "end", names.INSTANCE: "a" * 16, names.HOP_KIND: "execution"}
 
@@ -94,3 +94,31 @@ def test_a_heartbeat_is_read():
     assert (beat.pid, beat.open, beat.dropped, beat.sampled, beat.at) == (5, 2, 0, 0, 3)
     with pytest.raises(RecordError):
         read_heartbeat({names.INSTANCE: "a"}, agent="a", at=3)
+
+
+def test_a_hop_that_its_process_gave_up_is_abandoned_until_its_own_end_comes():
+    said = {
+        **GOOD,
+        names.RECORD: "gone",
+        names.HOP_STARTED: 1,
+        names.HOP_NAME: "work",
+        names.HOP_REASON: "execv",
+    }
+    gone = read({**said}, start=7, end=7, parent="2" * 16)
+    assert (gone.id, gone.ended, gone.outcome, gone.reason) == ("2" * 16, 7, "abandoned", "execv")
+    for own_first in (True, False):
+        own = read(GOOD, start=1, end=9)
+        again = read({**said}, start=7, end=7, parent="1" * 16)
+        first, second = (own, again) if own_first else (again, own)
+        first.merge(second)
+        assert (first.ended, first.outcome, first.reason) == (9, "finished", None)
+
+
+def test_the_end_of_a_process_is_read_as_it_was_written():
+    told = read_shutdown(
+        shutdown_attributes("a" * 16, 42, "SIGTERM", {"task": 2, "send": 1}), agent="a", at=5
+    )
+    assert (told.instance, told.pid, told.at, told.way) == ("a" * 16, 42, 5, "SIGTERM")
+    assert told.pending == {"task": 2, "send": 1}
+    with pytest.raises(RecordError, match="pending"):
+        read_shutdown({names.INSTANCE: "a" * 16, "hopwatch.shutdown.pending.task": -1}, agent="a", at=5)

@@ -37,8 +37,9 @@ async def look(task, **known):
     return await asyncio.to_thread(of_task, task, **known)
 
 
-def test_the_package_has_four_functions_and_types_and_the_timers():
-    assert sorted(waits.__all__) == ["Timers", "Wait", "glance", "is_application", "of_task"]
+def test_the_package_has_these_functions_and_types():
+    of_waits = ["Timers", "Wait", "glance", "is_application", "of_task"]
+    assert sorted(waits.__all__) == ["Deadlock", "Free", "Known", *of_waits[:2], "deadlocks", *of_waits[2:]]
 
 
 # --- the chain -----------------------------------------------------------------------------------------------------

@@ -16,10 +16,12 @@ from hopwatch.process import current as _current
 from hopwatch.process import failed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from types import TracebackType
 
     from typing_extensions import Self
+
+    from hopwatch.ledger import Note
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
@@ -30,12 +32,13 @@ class Pending:
 
     Attributes:
         kind: `request`, `execution`, `send`, `push`, `webhook`, `task`, `event` or `lock`.
-        name: what it is called.
+        name: what it is called. Items in queues that are only counted are one `event` for each hop.
         cascade: 32 hex digits; that of the hop that it counts on, where it is not visible itself.
         hop: 16 hex digits, or None where it is not visible outside this process.
-        started: when it began.
+        started: when it began; of items that are only counted, when their hop did.
         done: whether its own work is over, and only what it started goes on.
         waits_on: what it waits on, as in the collector's `waits_on`, or None where that is not known.
+        location: `file:line function`: of an execution where it is defined, of a task where it was made, or None.
     """
 
     kind: str
@@ -45,6 +48,12 @@ class Pending:
     started: datetime
     done: bool
     waits_on: dict[str, Any] | None
+    location: str | None = None
+
+    @property
+    def age(self) -> float:
+        """Seconds since it began."""
+        return (datetime.now(tz=timezone.utc) - self.started).total_seconds()
 
 
 @dataclass(frozen=True)
@@ -135,33 +144,63 @@ def pending(cascade: str | None = None) -> list[Pending]:
     Args:
         cascade: only what belongs to this cascade (32 hex digits).
     """
-    from hopwatch.telemetry import of_entry, what_it_waits_on  # noqa: PLC0415
-
     ledger = hopwatch_process.here().ledger
+    entries = sorted([*ledger.open_hops(), *ledger.invisible()], key=lambda each: each.started)
+    return _as_pending(entries, cascade)
+
+
+def _as_pending(entries: Iterable[Entry | Note], cascade: str | None) -> list[Pending]:
+    from hopwatch import exits  # noqa: PLC0415
+
     out: list[Pending] = []
-    for entry in sorted([*ledger.open_hops(), *ledger.invisible()], key=lambda each: each.started):
+    for entry in entries:
         # What is not visible itself belongs to the cascade of the hop that it counts on.
         hop = entry if isinstance(entry, Entry) and entry.visible else entry.parent
         of = hop.cascade if hop is not None else ""
         if cascade is not None and of != cascade:
             continue
-        try:
-            found = what_it_waits_on(entry) if hop is entry else of_entry(entry)
-        except Exception:  # noqa: BLE001
-            failed("pending")
-            found = None
+        started = datetime.fromtimestamp(entry.started / 1e9, tz=timezone.utc)
         out.append(
             Pending(
                 entry.kind,
                 entry.name,
                 of,
-                hop.id if hop is entry else None,
-                datetime.fromtimestamp(entry.started / 1e9, tz=timezone.utc),
+                hop.id if hop is not None and hop is entry else None,
+                started,
                 entry.done is not None,
-                found[0] if found is not None else None,
+                exits.sample(entry),
+                exits.location_of(entry),
             )
         )
+        if hop is not None and hop is entry and hop.held > 0:
+            told = exits.held_told(hop)
+            if told is not None:
+                out.append(Pending("event", exits.held_by(hop), of, None, started, False, told))
     return out
+
+
+async def drain(timeout: float | None = None, *, cascade: str | None = None) -> list[Pending]:
+    """Wait until this process has nothing pending any more, also of what begins meanwhile.
+
+    What the caller itself is in the middle of does not count: the hop that it works for, the hops above that one, and its own
+    task. Service loops do not count either.
+
+    Args:
+        timeout: seconds; None for as long as it takes.
+        cascade: only what belongs to this cascade (32 hex digits).
+
+    Returns:
+        What is left when the time is over, oldest first; nothing where all of it has ended.
+
+    Raises:
+        ValueError: the timeout is negative.
+    """
+    if timeout is not None and not timeout >= 0:
+        raise ValueError(f"the timeout is {timeout!r}; it is 0 seconds or more, or None")
+    from hopwatch import exits  # noqa: PLC0415
+
+    found = await exits.drain(timeout, cascade)
+    return _as_pending(sorted(found, key=lambda each: each.started), cascade)
 
 
 class _Service:
@@ -169,13 +208,16 @@ class _Service:
 
     def __init__(self) -> None:
         self._token: Any = None
+        self._mark: Any = None
 
     def __enter__(self) -> Self:
         self._token = _current.set(None)
+        self._mark = hopwatch_process.unwatched.set(True)
         return self
 
     def __exit__(self, *_: object) -> None:
         _current.reset(self._token)
+        hopwatch_process.unwatched.reset(self._mark)
 
 
 @overload

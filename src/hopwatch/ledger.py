@@ -71,6 +71,7 @@ class Entry:
         runner: weak reference to the asyncio task that does the work, where there is one.
         origin: code object and instruction offset of the line that made it.
         instance_of: weak reference to what the entry is about (a queue); never a strong one.
+        fate: set where a way out has begun that will cut the entry off: it says what an end other than `finished` then is.
         span: the observer's own.
     """
 
@@ -83,6 +84,7 @@ class Entry:
         "closed",
         "done",
         "dropped",
+        "fate",
         "held",
         "id",
         "instance_of",
@@ -123,6 +125,7 @@ class Entry:
         self.instance_of: Any = None
         self.runner: Any = None
         self.span: Any = None
+        self.fate: Callable[[Entry, Outcome, str | None], tuple[Outcome, str | None]] | None = None
 
     def set(self, key: str, value: Any) -> None:
         """Set an attribute of the hop's record."""
@@ -141,6 +144,8 @@ class Entry:
         """
         if self.done is not None:
             return
+        if outcome != "finished" and self.fate is not None:
+            outcome, reason = self.fate(self, outcome, reason)
         self.outcome = outcome
         if reason is not None:
             self.reason = reason

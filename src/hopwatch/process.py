@@ -29,6 +29,9 @@ current: ContextVar[Entry | None] = ContextVar("hopwatch_hop", default=None)
 machinery: ContextVar[bool] = ContextVar("hopwatch_machinery", default=False)
 """True in the SDK's own loops, which hand items on: the current hop follows the item there, spans are nobody's there."""
 
+unwatched: ContextVar[bool] = ContextVar("hopwatch_unwatched", default=False)
+"""True inside `with hopwatch.service():` and for what is started there: no test is blamed for leaving it."""
+
 failures: dict[str, int] = {}
 """How often each hook failed."""
 
@@ -73,6 +76,14 @@ class Settings(NamedTuple):
     service_loops: tuple[str, ...] = ()
     blackbox: str | None = None
     """The folder of the black box; None where it is switched off, or the user has no home."""
+    shutdown_timeout: float = 3.0
+    """Seconds that the end of the process may be held up for the reports of what was pending."""
+    signals: bool = True
+    """Whether a SIGTERM that would end the process at once is reported first."""
+    drain: float = 0.0
+    """Seconds that `asyncio.run` waits, before it cancels what is left, for what is left to end by itself."""
+    report: str = ""
+    """File that says at the end of the process what was pending."""
     problems: tuple[str, ...] = ()
 
 
@@ -115,6 +126,10 @@ def read_settings(environment: Any = os.environ) -> Settings:
         blackbox = default_folder(environment)
     else:
         blackbox = None if blackbox.lower() == "off" else os.path.expanduser(blackbox)  # noqa: PTH111
+    signals = environment.get("HOPWATCH_SIGNALS", "on").strip().lower() or "on"
+    if signals not in ("on", "off"):
+        problems.append(f"HOPWATCH_SIGNALS is {signals!r}; it is on or off. on is used")
+        signals = "on"
 
     return Settings(
         detail=detail,
@@ -124,6 +139,10 @@ def read_settings(environment: Any = os.environ) -> Settings:
             each.strip() for each in environment.get("HOPWATCH_SERVICE_LOOPS", "").split(",") if each.strip()
         ),
         blackbox=blackbox,
+        shutdown_timeout=number("HOPWATCH_SHUTDOWN_TIMEOUT", 3.0, 0.0, 600.0),
+        signals=signals == "on",
+        drain=number("HOPWATCH_DRAIN", 0.0, 0.0, 3600.0),
+        report=environment.get("HOPWATCH_REPORT", "").strip(),
         problems=tuple(problems),
     )
 

@@ -140,6 +140,20 @@ class Heartbeat:
     """Since when each open hop has been looked at; 0 where that is not known."""
 
 
+@dataclass(slots=True)
+class Shutdown:
+    """What a process says of its own end."""
+
+    instance: str
+    agent: str
+    pid: int
+    at: int
+    way: str
+    """How it ended: `exit`, `SIGTERM` and the like."""
+    pending: dict[str, int]
+    """How much was pending then, by kind."""
+
+
 def newer_state(known: str | None, known_at: int, state: str, at: int) -> bool:
     """Whether an A2A task's `state` at `at` says more than `known` at `known_at`: a terminal state is for ever."""
     if known is None:
@@ -152,8 +166,8 @@ def newer_state(known: str | None, known_at: int, state: str, at: int) -> bool:
 # Writing -------------------------------------------------------------------------------------------------------
 
 
-def _line_of(origin: tuple[Any, int]) -> int:
-    """The line of an instruction."""
+def line_of(origin: tuple[Any, int]) -> int:
+    """The line of an instruction, by its code object and offset."""
     code, offset = origin
     for start, end, line in code.co_lines():
         if start <= offset < end and line is not None:
@@ -167,7 +181,7 @@ def set_location(entry: Entry) -> None:
         return
     code = entry.origin[0]
     entry.set(names.CODE_FILE_PATH, code.co_filename)
-    entry.set(names.CODE_LINE_NUMBER, _line_of(entry.origin))
+    entry.set(names.CODE_LINE_NUMBER, line_of(entry.origin))
     entry.set(names.CODE_FUNCTION_NAME, getattr(code, "co_qualname", code.co_name))
 
 
@@ -242,6 +256,41 @@ def heartbeat_attributes(
     }
 
 
+def gone_attributes(
+    entry: Entry, instance: str, waits: Mapping[str, Any] | None, reason: str
+) -> dict[str, Value]:
+    """The attributes of a report that an open hop will be cut off: its end, unless its process tells of another one."""
+    out = _common(entry, instance, names.RECORD_GONE)
+    out[names.HOP_NAME] = entry.name
+    out[names.HOP_STARTED] = entry.started
+    out[names.HOP_REASON] = reason
+    if waits is not None:
+        out[names.HOP_WAITS] = waits_text(waits)
+    return out
+
+
+def waits_text(waits: Mapping[str, Any]) -> str:
+    """What is waited on, as a record carries it; without its parts where it would be too long for one."""
+    text = json.dumps(waits, ensure_ascii=False, separators=(",", ":"))
+    if len(text) <= MAX_WAITS:
+        return text
+    return json.dumps({key: value for key, value in waits.items() if key not in ("of", "chain")})
+
+
+def shutdown_attributes(instance: str, pid: int, way: str, pending: Mapping[str, int]) -> dict[str, Value]:
+    """The attributes of the record of a process's end."""
+    out: dict[str, Value] = {
+        names.RECORD: names.RECORD_SHUTDOWN,
+        names.INSTANCE: instance,
+        names.PROCESS_PID: pid,
+        names.SHUTDOWN_WAY: way,
+        names.SHUTDOWN_PENDING: sum(pending.values()),
+    }
+    for kind, count in pending.items():
+        out[f"{names.SHUTDOWN_PENDING}.{kind}"] = count
+    return out
+
+
 def _common(entry: Entry, instance: str, record: str) -> dict[str, Value]:
     out: dict[str, Value] = dict(entry.attributes) if entry.attributes else {}
     out[names.RECORD] = record
@@ -272,6 +321,8 @@ _OWN: Final = frozenset(
     }
 )  # fmt: skip
 _HEX: Final = frozenset("0123456789abcdef")
+MAX_WAITS: Final = 65_536
+"""Characters of the JSON that says what a hop waits on."""
 _PLAIN: Final = frozenset({str, bool, int, float})
 MAX_TEXT: Final = 4096
 """Characters of a text that a record may carry; a longer one is cut, and says so."""
@@ -329,7 +380,7 @@ def read_hop(
             raise RecordError(
                 f"{names.HOP_OUTCOME} is {_shown(hop.outcome)}; it is one of {', '.join(names.OUTCOMES)}"
             )
-    elif record in (names.RECORD_OPEN, names.RECORD_LATE, names.RECORD_ABANDONED):
+    elif record in (names.RECORD_OPEN, names.RECORD_LATE, names.RECORD_ABANDONED, names.RECORD_GONE):
         hop.id = parent_span
         if len(parent_span) != 16:
             raise RecordError(
@@ -341,12 +392,12 @@ def read_hop(
             hop.sampled = start
             hop.moves = _flag(get(names.HOP_MOVES, True), names.HOP_MOVES)
             hop.waits = _waits(get(names.HOP_WAITS))
-        elif record == names.RECORD_ABANDONED:
-            hop.ended = end
-            hop.outcome = "abandoned"
+        elif record != names.RECORD_LATE:
+            hop.ended, hop.outcome = end, "abandoned"
+            hop.waits = _waits(get(names.HOP_WAITS))
     else:
         raise RecordError(
-            f"{names.RECORD} is {_shown(record)}; it is one of end, open, late, abandoned, heartbeat"
+            f"{names.RECORD} is {_shown(record)}; it is one of end, open, late, abandoned, gone, heartbeat, shutdown"
         )
     if (value := get(names.HOP_PARENT)) is not None:
         hop.parent = _identifier(value, names.HOP_PARENT)
@@ -418,6 +469,27 @@ def read_heartbeat(attributes: Mapping[str, Any], *, agent: str, at: int) -> Hea
     )
 
 
+def read_shutdown(attributes: Mapping[str, Any], *, agent: str, at: int) -> Shutdown:
+    """Read the record of a process's end from a span.
+
+    Raises:
+        RecordError: as of `read_hop`.
+    """
+    get = attributes.get
+    return Shutdown(
+        instance=_identifier(get(names.INSTANCE), names.INSTANCE),
+        agent=agent,
+        pid=_count(get(names.PROCESS_PID, 0), names.PROCESS_PID),
+        at=at,
+        way=_text(get(names.SHUTDOWN_WAY, ""), names.SHUTDOWN_WAY)[:64],
+        pending={
+            kind: _count(attributes[key], key)
+            for kind in names.KINDS
+            if (key := f"{names.SHUTDOWN_PENDING}.{kind}") in attributes
+        },
+    )
+
+
 def _shown(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
@@ -450,7 +522,7 @@ def _text(value: object, key: str) -> str:
 def _waits(value: object) -> dict[str, Any] | None:
     if value is None:
         return None
-    if not isinstance(value, str) or len(value) > 65_536:
+    if not isinstance(value, str) or len(value) > MAX_WAITS:
         raise RecordError(
             f"{names.HOP_WAITS} is {_shown(value)}; it is a JSON object of at most 65,536 characters"
         )

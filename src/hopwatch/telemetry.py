@@ -15,8 +15,8 @@ import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
+from opentelemetry import _logs, metrics, trace
 from opentelemetry import context as otel_context
-from opentelemetry import metrics, trace
 from opentelemetry.trace import (
     NonRecordingSpan,
     SpanContext,
@@ -139,6 +139,11 @@ class Telemetry:
         """Kind, outcome and nanoseconds of hops that closed, for a histogram."""
         self._started = False
         self._starting = threading.Lock()
+        self.ticking = threading.Lock()
+        """Held while the ticker looks at everything; who ends the process looks once more."""
+        self.wakers: list[Callable[[], None]] = []
+        """Called when a hop has closed, on any thread: who waits for that."""
+        self._everything_out: threading.Event | None = None
         self._meters = _Meters(self)
         self.lock_hold = self._meters.lock_hold
         self.queue_wait = self._meters.queue_wait
@@ -163,6 +168,8 @@ class Telemetry:
 
     def closed(self, entry: Entry) -> None:
         """End the hop's span at the time at which its own work was over."""
+        for wake in self.wakers:
+            wake()
         hop = entry.span
         if not isinstance(hop, HopSpan) or not hop.recording:
             return
@@ -199,6 +206,16 @@ class Telemetry:
     def task_destroyed(self) -> None:
         """Count a task that was collected while pending."""
         self._meters.destroyed.add(1)
+
+    def deadlock_found(self, hops: Iterable[Entry]) -> None:
+        """Count a deadlock, and tell at once what the hops that it concerns wait on. Called by the ticker."""
+        self._meters.deadlocks.add(1)
+        for hop in hops:
+            span = hop.span
+            if isinstance(span, HopSpan) and not hop.closed:
+                self._sample(hop, span, time.time_ns())
+                self._mark(hop, span)
+        self._flushed_at = 0
 
     def _start(self, entry: Entry) -> None:
         seed = entry.span if isinstance(entry.span, Seed) else None
@@ -296,6 +313,9 @@ class Telemetry:
                     except RuntimeError:  # the interpreter is going down: no thread can be started any more
                         self._started = False
                         return
+                    from hopwatch import exits  # noqa: PLC0415 - it needs this module
+
+                    exits.begin()
         self._wake.set()
 
     def _ticker(self) -> None:
@@ -304,7 +324,8 @@ class Telemetry:
             if process is None:
                 return
             try:
-                busy = self._tick(process)
+                with self.ticking:
+                    busy = self._tick(process)
                 if self._box is not None:
                     self._look_for_the_dead(self._box)
             except Exception:  # noqa: BLE001
@@ -451,34 +472,77 @@ class Telemetry:
         attributes = records.heartbeat_attributes(
             self._instance, self._pid, len(hops), process.ledger.dropped, min(looked, default=0)
         )
+        self.tell_own("hopwatch.heartbeat", attributes)
+
+    def tell_own(self, name: str, attributes: dict[str, Any]) -> None:
+        """Send a record of the process itself, in its own trace."""
         above = SpanContext(self._own_trace, 1, is_remote=True, trace_flags=TraceFlags(1))
         context = set_span_in_context(NonRecordingSpan(above), otel_context.Context())
         at = time.time_ns()
-        self._tracer.start_span(
-            "hopwatch.heartbeat", context=context, attributes=attributes, start_time=at
-        ).end(end_time=at)
+        self._tracer.start_span(name, context=context, attributes=attributes, start_time=at).end(end_time=at)
         self._waiting += 1
+
+    def tell_gone(self, entry: Entry, told: dict[str, Any] | None, reason: str) -> None:
+        """Tell of an open hop that its process is about to be replaced."""
+        self._tell(
+            entry,
+            "hopwatch.gone",
+            records.gone_attributes(entry, self._instance, told, reason),
+            time.time_ns(),
+        )
+
+    @property
+    def started(self) -> bool:
+        """Whether any hop has been opened since this process began."""
+        return self._started
+
+    def flush_everything(self, timeout: float) -> bool:
+        """Have the flusher export all that has been recorded: spans, logs, metrics.
+
+        Args:
+            timeout: seconds to wait for it at most.
+
+        Returns:
+            Whether it was through in time.
+        """
+        if not self._started:
+            return False
+        done = self._everything_out = threading.Event()
+        self._flush.set()
+        return done.wait(timeout)
 
     def _flusher(self) -> None:
         while True:
             self._flush.wait()
             self._flush.clear()
-            if self._process() is None:
+            done, self._everything_out = self._everything_out, None
+            if self._process() is None and done is None:
                 return
             try:
-                flush = getattr(trace.get_tracer_provider(), "force_flush", None)
-                if flush is not None:
-                    flush()
+                _force_flush(trace.get_tracer_provider())
+                if done is not None:
+                    _force_flush(_logs.get_logger_provider())
+                    _force_flush(metrics.get_meter_provider())
             except Exception:  # noqa: BLE001
                 failed("telemetry.flush")
             finally:
                 self._flushing = False
+                if done is not None:
+                    done.set()
+
+
+def _force_flush(provider: Any) -> None:
+    flush = getattr(provider, "force_flush", None)
+    if flush is not None:
+        flush()
 
 
 explain_event: Callable[[Entry, waits.Timers | None], tuple[dict[str, Any], bool]] | None = None
 """Says what an item in a queue waits on; set by who instruments queues."""
 explain_held: Callable[[Entry, waits.Timers | None], list[tuple[dict[str, Any], bool]]] | None = None
 """Says what the items wait on that a hop only counts; set by who instruments queues."""
+explain_deadlock: Callable[[Entry], tuple[dict[str, Any], bool] | None] | None = None
+"""Tells of the deadlock that holds a hop up, and whether the hop's own task is part of it; set by who looks for them."""
 
 
 def what_it_waits_on(hop: Entry, timers: waits.Timers | None = None) -> tuple[dict[str, Any] | None, bool]:
@@ -493,6 +557,9 @@ def what_it_waits_on(hop: Entry, timers: waits.Timers | None = None) -> tuple[di
         whether any of it may move by itself.
     """
     found = of_entry(hop, timers) if hop.done is None else None
+    deadlock = explain_deadlock(hop) if explain_deadlock is not None else None
+    if found is not None and deadlock is not None and deadlock[1]:
+        found = ({**found[0], "moves": False}, False)
     below = hop.ledger.below(hop, LOOK_BELOW + 1)
     many = len(below) > LOOK_BELOW
     runner = hop.runner() if hop.runner is not None else None
@@ -516,6 +583,8 @@ def what_it_waits_on(hop: Entry, timers: waits.Timers | None = None) -> tuple[di
         told, moves = dict(found[0]), found[1]
     if parts and not told.get("of"):
         told["of"] = [part for part, _ in parts]
+    if deadlock is not None:
+        told["deadlock"] = deadlock[0]
     moves = moves or many or any(part for _, part in parts)
     told["moves"] = moves
     return told, moves
@@ -669,6 +738,9 @@ class _Meters:
         )
         self.destroyed = meter.create_counter(
             names.METRIC_DESTROYED, "{task}", "Tasks that were collected while pending"
+        )
+        self.deadlocks = meter.create_counter(
+            names.METRIC_DEADLOCKS, "{deadlock}", "Cycles of tasks that wait for one another"
         )
         reference = weakref.ref(telemetry)
 

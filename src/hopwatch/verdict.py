@@ -50,6 +50,12 @@ class Agent:
     """Since when each of its open hops has been looked at, by its own clock."""
     skew: int = 0
     """What to add to a time of its clock to get the collector's."""
+    ended: int = 0
+    """When it said that it ends, by its own clock; 0 where it has not said so, or has been heard of since."""
+    way: str = ""
+    """How it ended then."""
+    pending: dict[str, int] = field(default_factory=dict)
+    """How much was pending then, by kind."""
 
 
 @dataclass(slots=True)
@@ -361,7 +367,8 @@ def _in_flight(found: _Findings) -> Verdict | None:
     silent = sorted({hop.agent for hop in found.opened if not found.alive(hop)})
     if silent:
         reason += f"; {_listed(silent)} has not been heard of"
-    return Verdict("in_flight", reason + ".")
+    locked = _deadlocks(found)
+    return Verdict("in_flight", reason + "." + "".join(f" {_sentence(each)}." for each in locked))
 
 
 def _silent(found: _Findings) -> Verdict | None:
@@ -381,7 +388,15 @@ def _silent(found: _Findings) -> Verdict | None:
 def _stalled(found: _Findings) -> Verdict | None:
     if not found.opened or found.missing:
         return None
-    reason = "; ".join(f"{_sentence(describe(hop))} is open{_waiting(hop)}" for hop in found.frontier[:4])
+    locked = _deadlocks(found)
+    told = [hop for hop in found.frontier if _words_of_deadlock(hop) is None] if locked else found.frontier
+    parts = [_sentence(each) for each in locked]
+    if len(told) < len(found.frontier):
+        held_up = [describe(hop) for hop in found.frontier if hop not in told]
+        parts.append(f"It holds up {_listed(held_up)}")
+    if told:
+        parts.append("; ".join(f"{_sentence(describe(hop))} is open{_waiting(hop)}" for hop in told[:4]))
+    reason = ". ".join(parts)
     runs = _executions_above(found)
     if runs:
         reason += f". It happens in {_listed(runs)}"
@@ -390,6 +405,22 @@ def _stalled(found: _Findings) -> Verdict | None:
         last = max(failed, key=lambda hop: hop.ended or 0)
         reason += f". Before that, {describe(last)} failed{f' ({last.reason})' if last.reason else ''}"
     return Verdict("stalled", f"Nothing moves by itself any more. {reason}.")
+
+
+def _words_of_deadlock(hop: Hop) -> str | None:
+    told = (hop.waits or {}).get("deadlock")
+    words = told.get("words") if isinstance(told, dict) else None
+    return words if isinstance(words, str) and words else None
+
+
+def _deadlocks(found: _Findings) -> list[str]:
+    """The deadlocks that open hops tell of, each once, with all of its edges."""
+    said: dict[str, None] = {}
+    for hop in found.opened:
+        words = _words_of_deadlock(hop)
+        if words is not None:
+            said.setdefault(f"deadlock in {hop.agent}: {words}")
+    return list(said)[:3]
 
 
 def _executions_above(found: _Findings) -> list[str]:

@@ -279,7 +279,7 @@ def test_a_cascade_is_told_as_the_contract_says(running):
     assert RFC_3339.fullmatch(shown["started"])
     (agent,) = shown["agents"]
     assert RFC_3339.fullmatch(agent.pop("heard"))
-    assert agent == {"name": "worker", "instance": WORKER, "pid": 4711, "state": "alive"}
+    assert agent == {"name": "worker", "instance": WORKER, "pid": 4711, "state": "alive", "ended": None}
     root, hop = (dict(each) for each in shown["hops"])
     assert (root["id"], root["parent"], root["state"], root["outcome"], root["children"]) == (
         ROOT,
@@ -353,6 +353,7 @@ def test_agents_tell_who_lives_and_what_is_open(running):
         "state": "alive",
         "open": 1,
         "dropped": 3,
+        "ended": None,
     }
 
 

@@ -339,7 +339,7 @@ def make_damaged(path):
         (lambda path: path.write_text("dear diary " * 50), "is not a SQLite database"),
         (lambda path: path.write_bytes(b"SQLite format 3\0"), "is not a SQLite database"),
         (make_foreign, "is a database of another program"),
-        (make_other_version, r"another version of hopwatch \(format 99; this one reads 1\)"),
+        (make_other_version, r"another version of hopwatch \(format 99; this one reads 1 to 2\)"),
         (make_damaged, "is damaged"),
     ],
 )
@@ -403,3 +403,49 @@ def test_a_list_judges_what_time_changes_anew_and_the_rest_once(monkeypatch):
         assert "1 of them began late" in store.rows(None, 3)[-1].reason
     finally:
         store.close()
+
+
+def shutdown(instance=WORKER, *, at, way="SIGTERM", pending=2):
+    told = heartbeat(instance, at=at)
+    told["says"] = {
+        names.RECORD: names.RECORD_SHUTDOWN,
+        names.INSTANCE: instance,
+        names.PROCESS_PID: 4711,
+        names.SHUTDOWN_WAY: way,
+        names.SHUTDOWN_PENDING: pending,
+        f"{names.SHUTDOWN_PENDING}.task": pending,
+    }
+    return told
+
+
+def test_an_agent_that_told_of_its_end_has_ended_also_after_a_restart_until_it_is_heard_of_again(tmp_path):
+    path = tmp_path / "hops.sqlite"
+    store = SqliteStore(path)
+    tell(store, heartbeat(at=NOW), shutdown(at=NOW + 1), heartbeat(at=NOW))
+    store.close()
+    store = SqliteStore(path)
+    ((agent, _),) = store.agents()
+    assert (agent.ended, agent.way, agent.pending, agent.open) == (NOW + 1, "SIGTERM", {"task": 2}, 0)
+    tell(store, heartbeat(at=NOW + 2))
+    ((agent, _),) = store.agents()
+    assert (agent.ended, agent.way, agent.pending) == (0, "", {})
+    store.close()
+
+
+def test_a_store_of_the_first_format_is_brought_up_to_date(tmp_path):
+    path = tmp_path / "hops.sqlite"
+    store = SqliteStore(path)
+    tell(store, heartbeat(at=NOW))
+    store.close()
+    db = sqlite3.connect(path)
+    db.executescript(
+        "ALTER TABLE agents DROP COLUMN ended; PRAGMA user_version = 1; PRAGMA wal_checkpoint(TRUNCATE);"
+    )
+    db.close()
+    store = SqliteStore(path)
+    assert [agent.ended for agent, _ in store.agents()] == [0]
+    tell(store, shutdown(at=NOW + 1))
+    store.close()
+    store = SqliteStore(path)
+    assert [agent.way for agent, _ in store.agents()] == ["SIGTERM"]
+    store.close()

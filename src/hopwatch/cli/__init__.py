@@ -10,6 +10,10 @@ import sys
 
 def main() -> None:
     """Run the command line; the entry point of the script `hopwatch` and of `python -m hopwatch.cli`."""
+    if sys.argv[1:2] == ["run"]:  # an agent has the launcher, and need not have the extra
+        from hopwatch.cli.run import main as launch  # noqa: PLC0415 - each command loads what it needs
+
+        launch()
     try:
         import httpx  # noqa: F401, PLC0415
         import rich  # noqa: F401, PLC0415 - the commands load it only when they draw

@@ -7,6 +7,7 @@ import math
 import os
 import re
 import sys
+import time
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
@@ -316,6 +317,67 @@ def wait(
             f"The collector at {url} has not heard of a cascade {wanted} within {timeout:g} s.", err=True
         )
     ctx.exit(last.code)
+
+
+@hopwatch.command(
+    "run",
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+    short_help="Run an agent with everything set up: hopwatch run -- python agent.py.",
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def run_agent(*, arguments: tuple[str, ...]) -> None:
+    """Run an agent with everything set up. `hopwatch.cli` hands this on before it comes here."""
+    from hopwatch.cli.run import main as launch  # noqa: PLC0415 - only this command needs it
+
+    launch(arguments)
+
+
+@hopwatch.command()
+@click.argument("pid", required=False, type=click.IntRange(1, 2**31 - 1))
+@click.option(
+    "--watch",
+    "every",
+    type=_seconds,
+    metavar="SECONDS",
+    help="Ask again every so many seconds, until Ctrl-C.",
+)
+@_json("what the process, or each of them, said")
+def ps(*, pid: int | None, every: float | None, as_json: bool) -> None:
+    """Ask running processes of this user what they do: open hops, tasks, and what each waits on, as a tree.
+
+    Without PID it lists the processes that can be asked. They need no preparation beyond hopwatch itself.
+    """
+    from hopwatch.cli import ps as asking  # noqa: PLC0415 - only this command needs it
+
+    while True:
+        try:
+            if pid is None:
+                rows = asking.everybody()
+            else:
+                document = asking.ask(asking.process(pid), "all")
+        except asking.PsError as error:
+            raise click.ClickException(str(error)) from None
+        if every is not None and in_terminal():
+            click.clear()
+        if pid is not None:
+            if as_json:
+                _write_json(document)
+            elif in_terminal():
+                _console().print(asking.drawn(asking.tree(document)))
+            else:
+                click.echo("\n".join(asking.tree_lines(asking.tree(document))))
+        elif as_json:
+            _write_json({"processes": [asking.as_object(*row) for row in rows]})
+        elif not rows:
+            click.echo("No process of this user can be asked: none was started with hopwatch.", err=True)
+        elif in_terminal():
+            _console().print(asking.list_table(rows))
+        else:
+            click.echo("\n".join(asking.list_lines(rows)))
+        if every is None:
+            return
+        time.sleep(max(0.1, every))
 
 
 @hopwatch.command()

@@ -223,8 +223,17 @@ def agent_object(agent: Agent, now: int) -> dict[str, Any]:
         "instance": agent.instance,
         "pid": agent.pid or None,
         # Without open hops a process has nothing to say: that is no silence.
-        "state": "alive" if now - agent.heard <= SILENT_AFTER else "silent" if agent.open else "idle",
+        "state": "ended"
+        if agent.ended
+        else "alive"
+        if now - agent.heard <= SILENT_AFTER
+        else "silent"
+        if agent.open
+        else "idle",
         "heard": timestamp(agent.heard),
+        "ended": {"at": timestamp(agent.ended), "how": agent.way, "pending": agent.pending}
+        if agent.ended
+        else None,
     }
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from hopwatch.records import Heartbeat, Hop
+    from hopwatch.records import Heartbeat, Hop, Shutdown
 
 MAX_REASONS: Final = 16
 """Different reasons that are kept of one request; further ones are only counted."""
@@ -52,6 +52,7 @@ class Batch:
     """Unix nanoseconds of the collector's clock."""
     hops: list[Hop] = field(default_factory=list)
     heartbeats: list[Heartbeat] = field(default_factory=list)
+    shutdowns: list[Shutdown] = field(default_factory=list)
     senders: dict[str, Sender] = field(default_factory=dict)
     """Who sent the records of each instance of ours."""
     signs: set[Sender] = field(default_factory=set)
@@ -65,4 +66,4 @@ class Batch:
     @property
     def size(self) -> int:
         """How much work it is for a store."""
-        return len(self.hops) + len(self.heartbeats) + 1
+        return len(self.hops) + len(self.heartbeats) + len(self.shutdowns) + 1

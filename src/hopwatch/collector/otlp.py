@@ -17,7 +17,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from hopwatch import attributes as names
 from hopwatch.collector.batch import Batch, Sender
-from hopwatch.records import MAX_TEXT, RecordError, read_heartbeat, read_hop
+from hopwatch.records import MAX_TEXT, RecordError, read_heartbeat, read_hop, read_shutdown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -167,6 +167,11 @@ def _take(batch: Batch, sender: Sender, span: Span) -> None:
             raise RecordError(f"{names.HEARTBEAT_SAMPLED} is more than a day in the collector's future")
         batch.heartbeats.append(beat)
         batch.senders[beat.instance] = sender
+        return
+    if attributes[names.RECORD] == names.RECORD_SHUTDOWN:
+        shutdown = read_shutdown(attributes, agent=sender.service, at=start)
+        batch.shutdowns.append(shutdown)
+        batch.senders[shutdown.instance] = sender
         return
     hop = read_hop(
         attributes,

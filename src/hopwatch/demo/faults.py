@@ -88,7 +88,14 @@ def _two_locks(cascade: Cascade) -> str | None:
         ):
             return f"{hop['name']} is not part of the worker's execution"
     holders = {(hop["waits_on"] or {})["holder"] for hop in tasks}
-    return None if holders == {"reserve", "charge"} else f"the locks are held by {sorted(holders)}"
+    if holders != {"reserve", "charge"}:
+        return f"the locks are held by {sorted(holders)}"
+    edges = [
+        "'charge' holds lock `account`, wants lock `stock`, which 'reserve' holds at ",
+        "'reserve' holds lock `stock`, wants lock `account`, which 'charge' holds at ",
+    ]
+    missing = [edge for edge in edges if edge not in cascade["reason"]]
+    return f"the reason does not say {missing}" if missing else None
 
 
 def _refused_push(cascade: Cascade) -> str | None:
@@ -132,15 +139,58 @@ def _promised_hop(cascade: Cascade) -> str | None:
     return f"missing is {cascade['missing']}: the hop that the planner's send was promised is not among it"
 
 
+def _undelivered(cascade: Cascade) -> str | None:
+    executions = {hop["agent"]: hop for hop in _hops(cascade, kind="execution")}
+    worker = executions.get("worker")
+    if worker is None or worker["task_state"] != "TASK_STATE_COMPLETED":
+        return "the worker's task is not completed"
+    if any(hop["state"] == "open" for agent, hop in executions.items() if agent != "worker"):
+        return "another agent than the worker has not ended its work"
+    if not any(
+        hop is worker or worker in _above(cascade, hop) for hop in _at_frontier(cascade, agent="worker")
+    ):
+        return "the worker's execution, or what it started, is not at the frontier"
+    wanted = ("SubscribeToTask", "undelivered event", "from queue 0x", f"'producer:{worker['task_id']}'")
+    lacking = [each for each in wanted if each not in cascade["reason"]]
+    return f"the reason lacks {', '.join(lacking)}" if lacking else None
+
+
+def _late_work(cascade: Cascade) -> str | None:
+    left = _everything_ended(cascade)
+    if left and "more than" not in left:
+        return left
+    late = _hops(cascade, agent="worker", kind="task", late=True)
+    if len(late) != 1 or "one_more" not in late[0]["name"]:
+        return (
+            f"late are {[hop['name'] for hop in _hops(cascade, late=True)]}, not the one task of the worker"
+        )
+    sends = _hops(cascade, kind="send", agent="worker")
+    if len(sends) != 1 or sends[0]["started"] < late[0]["started"]:
+        return f"the late task has sent {len(sends)} messages, not 1"
+    return None if "began late" in cascade["reason"] else "the reason does not tell of the late work"
+
+
 FAULTS: dict[str, Fault] = {
     "none": Fault("nothing", "settled", 30.0, _everything_ended),
     "hang": Fault("the worker awaits a future that nobody sets", "stalled", 8.0, _worker_awaits_a_future),
     "drop-push": Fault("the planner's webhook answers the worker with 503", "stalled", 8.0, _refused_push),
-    "deadlock": Fault("two tasks of the worker take two locks in opposite order", "stalled", 8.0, _two_locks),
+    "deadlock": Fault("two tasks of the worker take two locks in opposite order", "stalled", 4.0, _two_locks),
     "slow": Fault("the worker waits 15 s for a slow server", "settled", 40.0, _socket),
     "gc": Fault(
         "the worker's work sits in a task that nobody keeps, and is collected", "broken", 8.0, _destroyed_task
     ),
     "silent": Fault("the worker is stopped with SIGSTOP", "silent", 20.0, _silent_worker),
+    "leak": Fault(
+        "a subscriber to the worker's task stops reading and does not hang up",
+        "in_flight",
+        12.0,
+        _undelivered,
+    ),
+    "late": Fault(
+        "2 s after its answer the worker starts a task that sends one more message",
+        "settled",
+        30.0,
+        _late_work,
+    ),
     "lost": Fault("the worker's telemetry never leaves it", "unknown", 20.0, _promised_hop),
 }

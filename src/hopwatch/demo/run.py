@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from hopwatch.demo import subscriber
 from hopwatch.demo.faults import FAULTS, Cascade, Fault
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ AGENTS = Path(__file__).parent / "agents"
 LOOPBACK = "127.0.0.1"
 SLOW_FOR = 15.0
 """Seconds that the slow server takes."""
+LEAKS_FOR = 6.0
+"""Seconds for which the verdict of a leak is watched: longer than a record may be on its way."""
 PATIENCE = 3.0
 """How many times longer than due the demo waits before it gives up: the machine may be busy."""
 NOWHERE = f"http://{LOOPBACK}:9"
@@ -199,7 +202,13 @@ def start_agents(
     worker, planner, frontdesk, user = free_ports(4)
     run = launcher()
     plan = (
-        ("worker", worker, "", NOWHERE if fault == "lost" else endpoint),
+        # With `late` the worker sends another message, to the planner.
+        (
+            "worker",
+            worker,
+            f"http://{LOOPBACK}:{planner}" if fault == "late" else "",
+            NOWHERE if fault == "lost" else endpoint,
+        ),
         ("planner", planner, f"http://{LOOPBACK}:{worker}", endpoint),
         ("frontdesk", frontdesk, f"http://{LOOPBACK}:{planner}", endpoint),
     )
@@ -239,10 +248,10 @@ def wait_for_card(cast: Cast, name: str, port: int, until: float) -> None:
 
 
 @contextlib.contextmanager
-def slow_server(seconds: float) -> Iterator[str]:
-    """A server that answers each connection with a line after `seconds`."""
+def slow_server(seconds: float, early: threading.Event | None = None) -> Iterator[str]:
+    """A server that answers each connection with a line after `seconds`, or as soon as `early` is set."""
     listening = socket.create_server((LOOPBACK, 0))
-    stop = threading.Event()
+    stop = early or threading.Event()
 
     def answer(connection: socket.socket) -> None:
         stop.wait(seconds)
@@ -331,8 +340,9 @@ def play(
     planted = FAULTS[fault]
     outcome = Outcome(fault, planted.verdict)
     cast = Cast(folder)
+    early = threading.Event()
     try:
-        with slow_server(SLOW_FOR) as slow:
+        with slow_server(SLOW_FOR, early) as slow:
             endpoint = start_collector(cast)
             frontdesk, port = start_agents(cast, fault, endpoint, slow)
             watch = Watch(endpoint, outcome, show)
@@ -342,7 +352,13 @@ def play(
                     [*launcher(), str(AGENTS / "user.py"), "--port", str(port), "--to", frontdesk],
                     agent_environment("user", endpoint),
                 )
-                _watch(watch, planted, cast, fault, outcome)
+                if fault == "leak":
+                    with subscriber.stalled(*_worker_and_task(watch)):
+                        early.set()
+                        _watch(watch, planted, cast, fault, outcome)
+                    _hung_up(watch, planted, outcome)
+                else:
+                    _watch(watch, planted, cast, fault, outcome)
             finally:
                 watch.close()
             if hold is not None:
@@ -382,6 +398,12 @@ def _watch(watch: Watch, planted: Fault, cast: Cast, fault: str, outcome: Outcom
     before = [verdict for _, verdict in outcome.history if verdict != planted.verdict]
     if not planted.before.issuperset(before):
         outcome.problem = f"before {planted.verdict} the verdict was {', '.join(before)}"
+    if [verdict for _, verdict in outcome.history].count(planted.verdict) > 1:
+        outcome.problem = f"{planted.verdict} had been said before, and was taken back"
+    if fault == "leak" and outcome.problem is None:
+        with contextlib.suppress(TimeoutError):
+            watch.until(lambda each: each["verdict"] != planted.verdict, LEAKS_FOR)
+            outcome.problem = f"after a while the verdict is {outcome.verdict}, not {planted.verdict}"
     if fault == "silent" and outcome.problem is None:
         cast.processes["worker"].send_signal(signal.SIGCONT)
         try:
@@ -390,6 +412,41 @@ def _watch(watch: Watch, planted: Fault, cast: Cast, fault: str, outcome: Outcom
             outcome.problem = f"after SIGCONT the verdict is {outcome.verdict}, not in_flight"
         # What was asked for has been seen; the verdict that counts is the one before the worker went on.
         outcome.verdict = planted.verdict
+
+
+def _hung_up(watch: Watch, planted: Fault, outcome: Outcome) -> None:
+    """The subscriber has hung up at last: nothing holds the worker's producer any more."""
+    leaking = outcome.cascade
+    if outcome.problem is None:
+        try:
+            watch.until(lambda each: each["verdict"] == "settled", 20)
+        except TimeoutError:
+            outcome.problem = f"after the subscriber hung up the verdict is {outcome.verdict}, not settled"
+        # What counts is what was said of the leak.
+        outcome.verdict, outcome.cascade = planted.verdict, leaking
+
+
+def _worker_and_task(watch: Watch) -> tuple[str, str]:
+    """Where the worker listens, and the task that it is at."""
+
+    def known(cascade: Cascade) -> bool:
+        return bool(address(cascade) and task(cascade))
+
+    def address(cascade: Cascade) -> str | None:
+        sends = (hop for hop in cascade["hops"] if hop["kind"] == "send" and hop["agent"] == "planner")
+        return next((hop["peer_name"] for hop in sends if hop["peer_name"]), None)
+
+    def task(cascade: Cascade) -> str | None:
+        executions = (
+            hop for hop in cascade["hops"] if hop["kind"] == "execution" and hop["agent"] == "worker"
+        )
+        return next((hop["task_id"] for hop in executions if hop["task_id"]), None)
+
+    try:
+        cascade = watch.until(known, 30)
+    except TimeoutError:
+        raise DemoError("the worker did not begin its work within 30 s") from None
+    return address(cascade) or "", task(cascade) or ""
 
 
 def _worker_is_at_it(cascade: Cascade) -> bool:

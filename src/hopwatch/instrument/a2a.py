@@ -25,7 +25,7 @@ from opentelemetry.trace import Link
 
 from hopwatch import attributes as names
 from hopwatch import process as hopwatch_process
-from hopwatch.instrument import Patches, a2a_events, asgi, http_client
+from hopwatch.instrument import Patches, a2a_events, a2a_streams, asgi, http_client
 from hopwatch.process import current, failed, reason_of
 from hopwatch.telemetry import HopSpan, begin, within
 
@@ -525,6 +525,12 @@ class A2AInstrumentor(BaseInstrumentor):  # type: ignore[misc]
                     ),
                 ),
                 (
+                    "a2a.server.events.event_queue_v2",
+                    lambda module: self._replaced(
+                        a2a_streams.instrument(self._patches, module), module.EventQueueSource, "tap"
+                    ),
+                ),
+                (
                     "a2a.server.tasks.task_manager",
                     lambda module: self._replaced(
                         self._patches.replace(module.TaskManager, "_save_task", _saving),
@@ -547,6 +553,7 @@ class A2AInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         self._patches.undo()
         try:
             a2a_events.forget()
+            a2a_streams.forget()
         except Exception:  # noqa: BLE001
             failed("a2a.uninstrument")
 

@@ -19,7 +19,7 @@ from weakref import ref
 
 from hopwatch import process as hopwatch_process
 from hopwatch import waits
-from hopwatch.instrument import queues
+from hopwatch.instrument import a2a_streams, queues
 from hopwatch.process import current, failed
 from hopwatch.telemetry import holder_of
 
@@ -79,6 +79,7 @@ class Events:
         """The last event of an execution has been processed."""
         completion, self.completion = self.completion, None
         if completion is not None:
+            a2a_streams.wait_for_subscribers(self.active(), completion.parent)
             completion.finish()
 
     def end(self, outcome: Outcome = "cancelled", reason: str = "") -> None:

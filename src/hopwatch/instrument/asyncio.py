@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]
 
+from hopwatch import exits, inspect_socket
 from hopwatch import process as hopwatch_process
-from hopwatch.instrument import Patches, jobs, locks, queues, service, tasks
+from hopwatch.instrument import Patches, deadlocks, ends, jobs, locks, queues, service, tasks
 from hopwatch.process import failed
 
 if TYPE_CHECKING:
@@ -34,19 +35,25 @@ class AsyncioInstrumentor(BaseInstrumentor):  # type: ignore[misc]
             queues.instrument(patches)
             locks.instrument(patches, timed=process.settings.detail == "all")
             jobs.instrument(patches)
+            ends.instrument(patches)
+            deadlocks.instrument(patches)
             for name, hook in (
                 ("uvloop", self._uvloop),
                 ("culsans", lambda module: queues.instrument_culsans(patches, module.Queue)),
                 ("concurrent.futures.process", lambda module: jobs.instrument_processes(patches, module)),
             ):
                 patches.when_imported(name, hook)
+            inspect_socket.open_socket()
         except Exception:  # noqa: BLE001 - the launcher would switch every instrumentation off
             failed("asyncio.instrument")
 
     def _uninstrument(self, **_: Any) -> None:
         self._patches.undo()
+        inspect_socket.close_socket()
         try:
             queues.forget()
+            exits.forget()
+            deadlocks.forget()
         except Exception:  # noqa: BLE001
             failed("asyncio.uninstrument")
 

@@ -187,6 +187,8 @@ def _scheduling(original: Any) -> Any:
         try:
             if _is_work(callback):
                 entry = _open("timer", callback, hop)
+                if entry is not None:
+                    entry.instance_of = ref(self)
         except Exception:  # noqa: BLE001
             failed("timer")
             _lose(hop)

@@ -27,6 +27,7 @@ from opentelemetry import trace
 from hopwatch import attributes as names
 from hopwatch import process as hopwatch_process
 from hopwatch import telemetry, waits
+from hopwatch.instrument import takers
 from hopwatch.ledger import Entry
 from hopwatch.process import current, failed, machinery
 from hopwatch.telemetry import HopSpan, holder_of
@@ -735,6 +736,23 @@ def _reveal_old(reference: Any, upto: int, began: int) -> None:
         failed("queue.reveal")
 
 
+def watched_queues() -> list[Any]:
+    """Weak references to the queues of which something is known."""
+    return [line.queue for line in list(_watched)]
+
+
+def worked_for() -> list[tuple[Entry, Any]]:
+    """The hops whose items have been taken and are worked on, each with the task that took them."""
+    taken = [(each.hop, each.task) for line in list(_watched) for each in list(line.taken)] + [
+        (line.single, line.consumer) for line in list(_watched)
+    ]
+    return [
+        (hop, task)
+        for hop, reference in taken
+        if hop is not None and (task := reference() if reference else None)
+    ]
+
+
 def _parked(task: Any, queue: Any) -> bool:
     waiter = getattr(task, "_fut_waiter", None)
     getters = getattr(queue, "_getters", None)
@@ -858,6 +876,8 @@ def _getting(original: Any) -> Any:
     @functools.wraps(original)
     def get_nowait(self: Any) -> Any:
         item = original(self)
+        if self._hopwatch_takers is not None:
+            takers.took_from(self)
         line = self._hopwatch_line
         if line is None:
             return item
@@ -925,6 +945,7 @@ def instrument(patches: Patches) -> None:
     """Replace the methods of `asyncio.Queue` through which every item goes."""
     telemetry.explain_event, telemetry.explain_held = what_event_waits_on, waiting_items
     patches.add(asyncio.Queue, "_hopwatch_line", None)
+    takers.instrument(patches)
     patches.replace(asyncio.Queue, "put_nowait", _putting)
     patches.replace(asyncio.Queue, "get_nowait", _getting)
     patches.replace(asyncio.Queue, "task_done", _finishing)

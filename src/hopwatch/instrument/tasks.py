@@ -18,8 +18,8 @@ from weakref import ref
 from opentelemetry import _logs
 
 from hopwatch import attributes as names
+from hopwatch import exits, waits
 from hopwatch import process as hopwatch_process
-from hopwatch import waits
 from hopwatch.instrument.service import MAX_JUDGED, behind, is_service, own_name, work
 from hopwatch.ledger import DURATIONS_A_TICK, Entry, Note
 from hopwatch.process import current, failed, machinery
@@ -102,6 +102,7 @@ class TaskNote(Note):
         if task.cancelled():
             entry.finish("cancelled")
         elif error is None:
+            exits.ending(entry, task)
             entry.finish()
         else:
             set_location(entry)

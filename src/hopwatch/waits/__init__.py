@@ -20,8 +20,10 @@ a Python without the GIL nothing here is safe.
 """
 
 from hopwatch.waits.chain import is_application
+from hopwatch.waits.graph import Deadlock, Free, Known
+from hopwatch.waits.graph import find as deadlocks
 from hopwatch.waits.judging import glance, of_task
 from hopwatch.waits.timers import Timers
 from hopwatch.waits.wait import Wait
 
-__all__ = ["Timers", "Wait", "glance", "is_application", "of_task"]
+__all__ = ["Deadlock", "Free", "Known", "Timers", "Wait", "deadlocks", "glance", "is_application", "of_task"]

@@ -254,6 +254,13 @@ def own(frame: Frame, cls: Any) -> Any:
     return next((thing for thing in referents(frame.awaitable) if is_a(thing, cls)), None)
 
 
+def is_anyio_group(frame: Frame) -> bool:
+    """Tell whether this frame waits for the tasks of anyio's task group."""
+    return frame.function == "TaskGroup.__aexit__" and frame.file.replace("\\", "/").endswith(
+        "/anyio/_backends/_asyncio.py"
+    )
+
+
 @functools.lru_cache(maxsize=4096)
 def _folder_and_file(filename: str) -> tuple[str, str]:
     folder, _, file = filename.replace("\\", "/").rpartition("/")

@@ -14,6 +14,7 @@ from hopwatch.waits.chain import (
     LOCKS,
     PASSIVE,
     Frame,
+    is_anyio_group,
     own,
     package_of,
     place_of,
@@ -225,7 +226,7 @@ class _Look:
             if at is not None and at.file.endswith("subprocess.py"):
                 what = "a process"
             return Wait("socket", moves=True, what=what, peer=peer)
-        if decisive is not None and kind is None and _anyio_group(decisive):
+        if decisive is not None and kind is None and is_anyio_group(decisive):
             group = next(
                 (t for t in referents(decisive.awaitable) if type_name(type(t)) == "TaskGroup"), None
             )
@@ -235,7 +236,7 @@ class _Look:
         if kind == "sleep":
             return Wait("sleep", moves=True, what=PHRASES["sleep"])
         if kind == "wait":
-            return self.at_many(kind, _awaited_set(at, frames), place, depth)
+            return self.at_many(kind, awaited_set(at, frames), place, depth)
         if kind == "task_group":
             return self.at_many(
                 kind, field_of(own(at, TASK_GROUP), "_tasks") if TASK_GROUP else None, place, depth
@@ -383,17 +384,11 @@ def _is_socket(frame: Frame) -> bool:
     ) or file.startswith("uvloop/")
 
 
-def _anyio_group(frame: Frame) -> bool:
-    return frame.function == "TaskGroup.__aexit__" and frame.file.replace("\\", "/").endswith(
-        "/anyio/_backends/_asyncio.py"
-    )
-
-
 def _closed_over(generator: object) -> list[types.CellType]:
     return [thing for thing in raw_referents(generator) if type(thing) is types.CellType]
 
 
-def _awaited_set(frame: Frame, frames: list[Frame]) -> Any:
+def awaited_set(frame: Frame, frames: list[Frame]) -> Any:
     """Return what `asyncio.wait` or `asyncio.as_completed` waits for."""
     if frame.name == "_wait":
         return next(

@@ -14,7 +14,8 @@ from hopwatch.collector.store import StoreError
 
 APPLICATION: Final = 0x686F7077
 """`hopw`, in the file's header: a file without it is not ours."""
-SCHEMA: Final = 1
+SCHEMA: Final = 2
+"""Format 1 did not keep how agents ended; such a file is brought up to date when it is opened."""
 CHECKED_BYTES: Final = 256 * 1024 * 1024
 """A file up to this size is read through when it is opened; a larger one would keep its owner waiting."""
 
@@ -34,7 +35,7 @@ CREATE INDEX tasks_cascade ON tasks(cascade);
 CREATE TABLE agents(
   instance TEXT PRIMARY KEY, name TEXT NOT NULL, sender TEXT, pid INTEGER NOT NULL, heard INTEGER NOT NULL,
   open INTEGER NOT NULL, dropped INTEGER NOT NULL, sampled INTEGER NOT NULL, beat INTEGER NOT NULL,
-  offsets TEXT NOT NULL) WITHOUT ROWID;
+  offsets TEXT NOT NULL, ended TEXT) WITHOUT ROWID;
 """
 
 
@@ -67,6 +68,10 @@ def open_file(location: str) -> sqlite3.Connection:
             )  # a quarter less work than with 4096, for rows of 500 bytes and more
             marks = f"PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {SCHEMA};"
             db.executescript(f"BEGIN IMMEDIATE; {_TABLES} {marks} COMMIT;")
+        elif version == 1:
+            db.executescript(
+                f"BEGIN IMMEDIATE; ALTER TABLE agents ADD COLUMN ended TEXT; PRAGMA user_version = {SCHEMA}; COMMIT;"
+            )
         # From here on, for the header above has to be in the file itself and not in its log.
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = NORMAL")
@@ -116,11 +121,11 @@ def _refuse_foreign(path: Path) -> None:
     version = int.from_bytes(header[60:64], "big")
     if application != APPLICATION:
         raise StoreError(_kept(path, "is a database of another program"))
-    if version != SCHEMA:
+    if not 1 <= version <= SCHEMA:
         raise StoreError(
             _kept(
                 path,
-                f"was written by another version of hopwatch (format {version}; this one reads {SCHEMA})",
+                f"was written by another version of hopwatch (format {version}; this one reads 1 to {SCHEMA})",
             )
         )
 

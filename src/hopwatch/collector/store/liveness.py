@@ -61,6 +61,15 @@ class Liveness:
                 process.beat = beat.at
                 agent.open = beat.open
                 agent.pid = beat.pid or agent.pid
+            if beat.at > agent.ended:  # it meant to end, and did not: an `execv` that failed
+                agent.ended, agent.way, agent.pending = 0, "", {}
+        for end in batch.shutdowns:
+            process = self.processes[end.instance]
+            agent = process.agent
+            agent.pid = end.pid or agent.pid
+            if end.at >= max(agent.ended, process.beat):
+                agent.ended, agent.way, agent.pending = end.at, end.way, end.pending
+                agent.open = 0
         told = set(batch.senders.values())
         for sender in batch.signs:
             if sender not in told and sender.service in self._named:

@@ -393,8 +393,9 @@ class SqliteStore:
             values += (
                 instance, agent.name, process.sender, agent.pid, agent.heard, agent.open, agent.dropped,
                 agent.sampled, process.beat, orjson.dumps(list(process.offsets)).decode(),
+                orjson.dumps([agent.ended, agent.way, agent.pending]).decode() if agent.ended else None,
             )  # fmt: skip
-        self._insert("agents", 10, values)
+        self._insert("agents", 11, values)
         self._liveness.dirty.clear()
 
     def _insert(self, table: str, width: int, values: list[Any]) -> None:
@@ -620,11 +621,23 @@ class SqliteStore:
 
     def _load(self) -> None:
         self._next = 1 + (self._db.execute("SELECT max(number) FROM cascades").fetchone()[0] or 0)
-        for instance, name, sender, pid, heard, opened, dropped, sampled, beat, offsets in self._db.execute(
-            "SELECT * FROM agents"
-        ):
+        for (
+            instance,
+            name,
+            sender,
+            pid,
+            heard,
+            opened,
+            dropped,
+            sampled,
+            beat,
+            offsets,
+            end,
+        ) in self._db.execute("SELECT * FROM agents"):
             kept: deque[int] = deque(orjson.loads(offsets), maxlen=12)
             agent = Agent(instance, name, pid, heard, opened, dropped, sampled, min(kept, default=0))
+            if end is not None:
+                agent.ended, agent.way, agent.pending = orjson.loads(end)
             self._liveness.add(Process(agent, sender, beat, kept))
 
 

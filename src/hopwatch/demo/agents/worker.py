@@ -10,15 +10,23 @@ from a2a.server.agent_execution import AgentExecutor, RequestContext
 from a2a.server.events import EventQueue
 from a2a.server.tasks import TaskUpdater
 from a2a.types.a2a_pb2 import TaskState
-from plain import Inbox, arguments, serve
+from plain import Inbox, arguments, delegate, serve
+
+LARGE = 8 * 1024 * 1024
+"""More characters than the buffers take that lie between an agent and a subscriber that does not read (Linux: 4 MiB at most)."""
+AFTERWARDS = "one more thing"
 
 
 class Worker(AgentExecutor):
     """Works, in the way that the fault wants it."""
 
-    def __init__(self, fault: str, slow: str) -> None:
+    def __init__(self, fault: str, slow: str, to: str, here: str, inbox: Inbox) -> None:
         self.fault = fault
         self.slow = slow
+        self.to = to
+        self.here = here
+        self.inbox = inbox
+        self.kept: set[asyncio.Task[None]] = set()
 
     async def execute(self, context: RequestContext, event_queue: EventQueue) -> None:
         """Run one task."""
@@ -32,7 +40,9 @@ class Worker(AgentExecutor):
             asyncio.get_running_loop().call_later(0.4, gc.collect)
             return
         await self.work()
-        await updater.add_artifact([new_text_part("worked")])
+        if self.fault == "late" and context.get_user_input() != AFTERWARDS:
+            self.keep(asyncio.create_task(self.afterwards(), name="afterwards"))
+        await updater.add_artifact([new_text_part("worked" if self.fault != "leak" else "w" * LARGE)])
         await updater.complete()
 
     async def work(self) -> None:
@@ -42,7 +52,7 @@ class Worker(AgentExecutor):
             await answer  # nobody will ever set it
         elif self.fault == "deadlock":
             await self.reserve_and_charge()
-        elif self.fault == "slow":
+        elif self.fault in ("slow", "leak"):
             host, _, port = self.slow.partition(":")
             reader, writer = await asyncio.open_connection(host, int(port))
             await reader.readline()
@@ -74,6 +84,22 @@ class Worker(AgentExecutor):
             asyncio.create_task(reserve(), name="reserve"), asyncio.create_task(charge(), name="charge")
         )
 
+    def keep(self, task: asyncio.Task[None]) -> None:
+        """Keep a task until it is done, as asyncio's documentation advises."""
+        self.kept.add(task)
+        task.add_done_callback(self.kept.discard)
+
+    async def afterwards(self) -> None:
+        """Go on for a while when the answer is out, and then start something else."""
+        await asyncio.sleep(2)
+        self.keep(asyncio.create_task(self.one_more(), name="one more"))
+
+    async def one_more(self) -> None:
+        """Send another message, and wait for what comes of it."""
+        path, pushed = self.inbox.expect()
+        await delegate(self.to, AFTERWARDS, self.here + path)
+        await pushed
+
     async def work_forgotten(self, updater: TaskUpdater) -> None:
         """Wait for an answer that only this task itself knows of."""
         answer = asyncio.get_running_loop().create_future()
@@ -89,4 +115,6 @@ class Worker(AgentExecutor):
 
 if __name__ == "__main__":
     options = arguments()
-    serve("worker", options.port, Worker(options.fault, options.slow), Inbox())
+    inbox = Inbox()
+    here = f"http://127.0.0.1:{options.port}"
+    serve("worker", options.port, Worker(options.fault, options.slow, options.to, here, inbox), inbox)

@@ -1,0 +1,765 @@
+"""What was pending when this process, its runner or its loop ended, and who is told of it, within a bound?
+
+A way out is noted at the moment at which it begins, before anything is cancelled: then it is still known what each task
+waits on. What is pending then, and is cut off by it, is abandoned with a reason that names the way out. What ends by
+itself after all has ended as it says.
+
+| way out | noted |
+|---|---|
+| `asyncio.run`, `Runner.close` | before the runner cancels what is left (`instrument.ends`) |
+| `loop.close()` | before the loop is closed (`instrument.ends`) |
+| Ctrl-C under a runner | before it cancels the main task (`instrument.ends`) |
+| `os.execv` and its like | before the process is replaced (`instrument.ends`) |
+| SIGTERM, where nobody else handles it | in a handler of ours, which then lets the signal do its work |
+| any other end that Python sees | by `atexit`; in children of multiprocessing, which leave it out, by a `Finalize` |
+"""
+
+from __future__ import annotations
+
+import _thread
+import asyncio
+import atexit
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections import Counter, deque
+from typing import TYPE_CHECKING, Any, Final
+
+from opentelemetry import _logs, metrics, trace
+
+from hopwatch import attributes as names
+from hopwatch import process as hopwatch_process
+from hopwatch import records, telemetry, waits
+from hopwatch.ledger import Entry, Note
+from hopwatch.process import failed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from hopwatch.ledger import Ledger, Outcome
+    from hopwatch.process import Process
+
+PENDING: Final = "pending at shutdown"
+NOTHING_PENDING: Final = 0.2
+"""Seconds that the end of a process is held up at most if nothing was pending."""
+MAX_TOLD: Final = 1_000
+"""How many entries without a record of their own get one at the end; what is beyond is counted as dropped on its hop."""
+FLUSH_AFTER: Final = 500
+"""Records between two flushes at the end: a batch processor holds 2,048 and throws away what comes after."""
+OUTLIVES: Final = 1_000_000_000
+"""Nanoseconds after which a task that was asked to cancel, and is pending still, is told of."""
+MAX_DEATHS: Final = 10_000
+
+Sampled = dict[str, Any] | None
+
+
+class _State:
+    """What is known of this process's end; a forked child begins with an empty one."""
+
+    def __init__(self) -> None:
+        self.forked = False
+        self.leaving = False
+        """A signal is ending the process: the next one does so at once."""
+        self.deaths: deque[dict[str, Any]] = deque(maxlen=MAX_DEATHS)
+        """What has been abandoned at a way out, as the report shows it."""
+        self.counts: Counter[str] = Counter()
+        """How many of each kind."""
+        self.cut: deque[tuple[Entry, Sampled]] = deque()
+        """Noted entries that have been cut off and are not told of yet."""
+        self.asked: dict[int, tuple[Any, int]] = {}
+        """Open hops whose task has been asked to cancel, by id: the entry, and since when that is known; 0 once told."""
+        self.finalized_by_multiprocessing = False
+        self.provider: Any = None
+        self.told_runners: set[int] = set()
+        """Tasks that a death report was made of."""
+
+
+_state = _State()
+_meters: dict[str, Any] = {}
+
+
+class Fate:
+    """What an entry's end is, other than `finished`, once a way out has been noted that will cut it off."""
+
+    __slots__ = ("sampled", "why")
+
+    def __init__(self, why: str, sampled: Sampled) -> None:
+        self.why = why
+        self.sampled = sampled
+
+    def __call__(self, entry: Entry, outcome: Outcome, reason: str | None) -> tuple[Outcome, str | None]:
+        """Say that the entry was abandoned, and remember it for the report."""
+        if outcome == "abandoned":  # destroyed while pending, say: that reason is the better one
+            return outcome, reason
+        try:
+            _describe(entry, self.sampled)
+            how = f"; it then failed ({reason})" if outcome == "failed" else ""
+            _state.cut.append((entry, self.sampled))
+            return "abandoned", f"{self.why}{_awaited(self.sampled)}{how}"
+        except Exception:  # noqa: BLE001
+            failed("exits.fate")
+            return "abandoned", self.why
+
+
+def _awaited(sampled: Sampled) -> str:
+    if not sampled:
+        return ""
+    where = f" at {sampled['file']}:{sampled['line']}" if sampled.get("file") else ""
+    if sampled.get("kind") == "running":
+        return f"; it was running{where}"
+    return f"; it awaited {sampled.get('what', 'something')}{where}"
+
+
+def _describe(entry: Entry, sampled: Sampled) -> None:
+    if names.CODE_FILE_PATH not in (entry.attributes or ()):
+        records.set_location(entry)
+    if sampled:
+        entry.set(names.HOP_WAITS, records.waits_text(sampled))
+
+
+# What is pending -------------------------------------------------------------------------------------------------
+
+
+def pending_entries(ledger: Ledger) -> list[Entry | Note]:
+    """What has not ended of its own: open hops and what cannot be seen outside, oldest first."""
+    found: list[Entry | Note] = [
+        each for each in (*ledger.open_hops(), *ledger.invisible()) if each.done is None
+    ]
+    found.sort(key=lambda each: each.started)
+    return found
+
+
+def sampled_all(found: Iterable[Entry | Note], seconds: float) -> dict[int, Sampled]:
+    """What each of them waits on, by id, as far as the time allows."""
+    timers = waits.Timers()
+    until = time.monotonic() + seconds
+    out: dict[int, Sampled] = {}
+    for each in found:
+        if time.monotonic() > until:
+            break
+        out[id(each)] = sample(each, timers)
+    return out
+
+
+def sample(noted: Entry | Note, timers: waits.Timers | None = None) -> Sampled:
+    """What one entry waits on, or None where that is not known."""
+    try:
+        if isinstance(noted, Entry) and noted.visible:
+            return telemetry.what_it_waits_on(noted, timers)[0]
+        found = telemetry.of_entry(noted, timers)
+    except Exception:  # noqa: BLE001
+        failed("exits.sample")
+        return None
+    return found[0] if found is not None else None
+
+
+def location_of(noted: Entry | Note) -> str | None:
+    """`file:line function`: where it was made, or, of an execution, where it is defined."""
+    if isinstance(noted, Note):
+        origin: Any = (noted.code, noted.offset)
+    else:
+        said = noted.attributes or {}
+        if names.CODE_FILE_PATH in said:
+            function = said.get(names.CODE_FUNCTION_NAME)
+            place = f"{said[names.CODE_FILE_PATH]}:{said.get(names.CODE_LINE_NUMBER, 0)}"
+            return f"{place} {function}" if function else place
+        origin = noted.origin
+    if origin is None:
+        return None
+    code = origin[0]
+    return f"{code.co_filename}:{records.line_of(origin)} {getattr(code, 'co_qualname', code.co_name)}"
+
+
+def held_by(hop: Entry) -> str:
+    """What the items are called that a hop only counts."""
+    return "an item in a queue" if hop.held == 1 else f"{hop.held} items in queues"
+
+
+# A runner or a loop ends -----------------------------------------------------------------------------------------
+
+
+def note(loop: Any, tasks: set[Any] | None, why: str, extra: Iterable[Entry] = ()) -> list[Entry]:
+    """Note what is pending on an event loop that is about to end; call `cut` once it has.
+
+    Args:
+        loop: the loop.
+        tasks: those that will be cancelled; None for all of the loop.
+        why: the reason that an entry gets that is cut off.
+        extra: entries that belong to the loop though no task does their work.
+
+    Returns:
+        The entries, each of which is abandoned if it ends otherwise than by finishing.
+    """
+    process = hopwatch_process.here()
+    ledger = process.ledger
+    if not len(ledger):
+        return []
+    refresh()
+    _state.told_runners.clear()
+    found: list[Entry | Note] = []
+    for each in pending_entries(ledger):
+        # A wait for a lock is what its task does, and the task is there too.
+        task = each.runner() if each.runner is not None and each.kind != "lock" else None
+        if task is not None and not task.done() and (task in tasks if tasks is not None else _of(task, loop)):
+            found.append(each)
+    found.extend(each for each in extra if each.done is None)
+    looked = sampled_all(found, process.settings.shutdown_timeout / 3)
+    noted: list[Entry] = []
+    for each in found:
+        entry = ledger.promote(each) if isinstance(each, Note) else each
+        if entry.done is None:
+            if entry.fate is None:
+                entry.fate = Fate(f"{PENDING}: {why}", looked.get(id(each)))
+            noted.append(entry)
+    return noted
+
+
+def _of(task: Any, loop: Any) -> bool:
+    get_loop = getattr(task, "get_loop", None)
+    return get_loop is not None and get_loop() is loop
+
+
+def cut(noted: Iterable[Entry], way: str, *, ended: bool) -> None:
+    """Tell of what was cut off, once the runner or loop has ended.
+
+    Args:
+        noted: what `note` returned.
+        way: what ended: `runner` or `loop`.
+        ended: whether nothing of it can go on any more; otherwise what is open still has its own end before it.
+    """
+    if ended:
+        for entry in noted:
+            if entry.done is None:
+                entry.finish("cancelled")  # its fate makes it abandoned
+    if _tell_cut():
+        _write_report(way)
+
+
+def _tell_cut() -> bool:
+    told = False
+    while True:
+        try:
+            entry, sampled = _state.cut.popleft()
+        except IndexError:
+            return told
+        if not entry.id:  # another thread is making it visible just now
+            _state.cut.appendleft((entry, sampled))
+            return told
+        told = True
+        _died(entry, sampled)
+
+
+def _died(entry: Entry, sampled: Sampled) -> None:
+    """Write down one that was abandoned at a way out, and tell of it by a log event: one for each task."""
+    _state.counts[entry.kind] += 1
+    _state.deaths.append(
+        {
+            "kind": entry.kind,
+            "name": entry.name,
+            "id": entry.id,
+            "cascade": entry.cascade,
+            "location": location_of(entry),
+            "waits_on": sampled,
+            "reason": entry.reason,
+        }
+    )
+    _count(names.METRIC_PENDING, entry.kind)
+    task = entry.runner() if entry.runner is not None else None
+    if entry.kind in ("event", "lock") or len(_state.told_runners) >= MAX_TOLD:
+        return
+    if task is not None:
+        if id(task) in _state.told_runners:
+            return
+        _state.told_runners.add(id(task))
+    tell(names.EVENT_TASK_NEVER_FINISHED, f"{entry.name}: {entry.reason}", entry)
+
+
+def _count(metric: str, kind: str) -> None:
+    counter = _meters.get(metric)
+    if counter is not None:
+        counter.add(1, {names.HOP_KIND: kind})
+
+
+def tell(event: str, body: str, entry: Entry | None, attributes: Any = None, *, bad: bool = True) -> None:
+    """Send a log event, in the trace of a hop."""
+    try:
+        level = _logs.SeverityNumber.ERROR if bad else _logs.SeverityNumber.INFO
+        said = entry.attributes if entry is not None else None
+        _logs.get_logger(names.SCOPE).emit(
+            _logs.LogRecord(
+                timestamp=time.time_ns(),
+                trace_id=int(entry.cascade or "0", 16) if entry is not None else 0,
+                span_id=int(entry.id or "0", 16) if entry is not None else 0,
+                severity_text=level.name,
+                severity_number=level,
+                body=body,
+                attributes={"event.name": event, **(said or {}), **(attributes or {})},
+            )
+        )
+    except Exception:  # noqa: BLE001
+        failed("exits.tell")
+
+
+# Cancellations that do not end what they should ------------------------------------------------------------------
+
+
+def ending(entry: Entry, task: Any) -> None:
+    """Tell of a task that finishes though it was asked to cancel. Called for tasks that have an entry, before it ends."""
+    asked = getattr(task, "cancelling", None)  # from Python 3.11
+    if asked is None or not asked():
+        return
+    if not entry.visible:
+        entry.ledger.reveal(entry)
+    records.set_location(entry)
+    entry.set(names.SWALLOWED, True)
+    _count(names.METRIC_SWALLOWED, entry.kind)
+    tell(names.EVENT_SWALLOWED, f"{entry.name} was asked to cancel, and finished as if nobody had", entry)
+
+
+def look(now: int) -> None:
+    """Tell of what was cut off lately, and of tasks that outlive a cancellation. Called by the ticker."""
+    _tell_cut()
+    asked: dict[int, tuple[Any, int]] = {}
+    for hop in hopwatch_process.here().ledger.open_hops():
+        task = hop.runner() if hop.runner is not None and hop.done is None else None
+        cancelling = getattr(task, "cancelling", None)
+        if cancelling is None or task is None or task.done() or not cancelling():
+            continue
+        since = _state.asked.get(id(hop), (hop, now))[1]
+        if since and now - since > OUTLIVES:
+            since = 0
+            hop.set(names.OUTLIVED, True)
+            _count(names.METRIC_OUTLIVED, hop.kind)
+            tell(names.EVENT_OUTLIVED, f"{hop.name} was asked to cancel, and is pending still", hop)
+        asked[id(hop)] = (hop, since)
+    _state.asked = asked
+    refresh()
+
+
+# The process ends ------------------------------------------------------------------------------------------------
+
+
+def leave(way: str, why: str) -> None:
+    """Abandon what is pending, tell of it, and have all that was recorded exported, within the bound.
+
+    Args:
+        way: `exit`, `SIGTERM` and the like.
+        why: the same for a reader, as the reason of what was pending.
+    """
+    process = hopwatch_process.here()
+    until = time.monotonic() + process.settings.shutdown_timeout
+    _state.told_runners.clear()
+    if not process.telemetry.started and not len(process.ledger):
+        _write_report(way)
+        return
+    # The ticker shall not look at the same time; one that hangs does not hold us up.
+    mine = process.telemetry.ticking.acquire(timeout=min(0.25, process.settings.shutdown_timeout))
+    try:
+        _look_once_more(process)
+        _abandon_all(process, f"{PENDING}: {why}", until)
+    finally:
+        if mine:
+            process.telemetry.ticking.release()
+    _tell_cut()
+    _sum_up(process, way)
+    _write_report(way)
+    left = max(0.0, until - time.monotonic())
+    out = process.telemetry.flush_everything(left if _state.counts else min(left, NOTHING_PENDING))
+    box = getattr(process, "box", None)
+    if out and box is not None:
+        box.remove()
+
+
+def _look_once_more(process: Process) -> None:
+    now = time.time_ns()
+    for each in process.each_tick:
+        try:
+            each(now)
+        except Exception:  # noqa: BLE001
+            failed(f"tick.{getattr(each, '__name__', each)}")
+
+
+def _abandon_all(process: Process, why: str, until: float) -> None:
+    ledger = process.ledger
+    room = MAX_TOLD
+    ends = 0
+    for _ in range(3):  # what other threads, or the ends of the first ones, have opened meanwhile
+        hops = ledger.open_hops()
+        if not hops:
+            return
+        found = pending_entries(ledger)
+        looked = sampled_all(found, max(0.0, until - time.monotonic()) / 3)
+        held = {id(hop): held_told(hop) for hop in hops if hop.held}
+        # From the inside out, so that nothing is late: first what is below hops, then the newest hops.
+        inside = [each for each in found if not each.visible]
+        outside = [each for each in reversed(found) if each.visible]
+        for each in [*inside[:room], *outside]:
+            ends += _abandon(each, why, looked.get(id(each)))
+            if ends >= FLUSH_AFTER:
+                ends = 0
+                process.telemetry.flush_everything(max(0.0, until - time.monotonic()) / 2)
+        room -= min(room, len(inside))
+        for hop in hops:
+            _empty(hop, why, held.get(id(hop)))
+
+
+def _abandon(noted: Entry | Note, why: str, sampled: Sampled) -> int:
+    try:
+        entry = noted.parent.ledger.promote(noted) if isinstance(noted, Note) else noted
+        if entry.done is not None:
+            return 0
+        _describe(entry, sampled)
+        if entry.kind in ("send", "push") and names.PEER not in (entry.attributes or ()):
+            entry.set(names.PEER, "unknown")
+        entry.finish("abandoned", why + _awaited(sampled))
+        _state.cut.append((entry, sampled))
+    except Exception:  # noqa: BLE001
+        failed("exits.abandon")
+        return 0
+    return 1
+
+
+def held_told(hop: Entry) -> Sampled:
+    """What the items wait on that a hop only counts; None where there are none that somebody else does not tell of."""
+    if telemetry.explain_held is None:
+        return None
+    try:
+        parts = [part for part, _ in telemetry.explain_held(hop, None)]
+    except Exception:  # noqa: BLE001
+        failed("exits.held")
+        return None
+    return {"kind": "gather", "what": held_by(hop), "moves": True, "of": parts} if parts else None
+
+
+def _empty(hop: Entry, why: str, sampled: Sampled) -> None:
+    """Abandon what a hop only counts: items in queues, and entries for which there was no room in the report."""
+    try:
+        ledger = hop.ledger
+        count = hop.held
+        if count > 0 and not hop.closed:
+            entry = ledger.open("event", held_by(hop), hop)
+            if entry is not None:
+                entry.set(names.ITEMS, count)
+                _describe(entry, sampled)
+                _state.cut.append((entry, sampled))
+                entry.finish("abandoned", why)
+            hop.held = 0
+        for each in ledger.below(hop, ledger.capacity):
+            ledger.lose(hop, each)
+        ledger.settle(hop)
+    except Exception:  # noqa: BLE001
+        failed("exits.empty")
+
+
+def _sum_up(process: Process, way: str) -> None:
+    counts = dict(_state.counts)
+    attributes = records.shutdown_attributes(process.instance, process.pid, way, counts)
+    try:
+        process.telemetry.tell_own("hopwatch.shutdown", attributes)
+    except Exception:  # noqa: BLE001
+        failed("exits.shutdown")
+    what = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())) or "nothing"
+    said = {key: value for key, value in attributes.items() if key != names.RECORD}
+    tell(names.EVENT_SHUTDOWN, f"{way}: {what} was pending", None, said, bad=bool(counts))
+
+
+def agent_name() -> str:
+    """What this process is called in telemetry: `service.name`."""
+    resource = getattr(trace.get_tracer_provider(), "resource", None)
+    name = resource.attributes.get(names.SERVICE_NAME) if resource is not None else None
+    return str(name or os.environ.get("OTEL_SERVICE_NAME") or "unknown_service")
+
+
+def _write_report(way: str) -> None:
+    """Write what was pending into the file that `HOPWATCH_REPORT` names, whole or not at all."""
+    process = hopwatch_process.here()
+    path = process.settings.report
+    if not path:
+        return
+    if _state.forked:
+        path += f".{process.pid}"
+    beside = f"{path}.{process.pid}.tmp"
+    try:
+        said = {
+            "ended": way,
+            "pid": process.pid,
+            "agent": agent_name(),
+            "instance": process.instance,
+            "pending": list(_state.deaths),
+        }
+        with open(beside, "w", encoding="utf-8", errors="replace") as file:  # noqa: PTH123 - a str, as it was given
+            json.dump(said, file, ensure_ascii=False)
+        os.replace(beside, path)  # noqa: PTH105
+    except Exception:  # noqa: BLE001
+        failed("exits.report")
+        with contextlib.suppress(OSError):
+            os.unlink(beside)  # noqa: PTH108
+
+
+def replaced() -> None:
+    """Tell that this process is about to be replaced by another program, without ending anything: that may fail."""
+    process = hopwatch_process.here()
+    if not process.telemetry.started:
+        return
+    until = time.monotonic() + process.settings.shutdown_timeout
+    ledger = process.ledger
+    why = f"{PENDING}: the process was replaced by another program (execv)"
+    found = pending_entries(ledger)
+    looked = sampled_all(found, process.settings.shutdown_timeout / 3)
+    counts = Counter[str]()
+    deaths: list[dict[str, Any]] = []
+    for each in found[:MAX_TOLD]:
+        sampled = looked.get(id(each))
+        entry = ledger.reveal(each)
+        if entry.done is not None:
+            continue
+        if entry.origin is not None:
+            records.set_location(entry)
+        reason = why + _awaited(sampled)
+        process.telemetry.tell_gone(entry, sampled, reason)
+        counts[entry.kind] += 1
+        deaths.append(
+            {
+                "kind": entry.kind, "name": entry.name, "id": entry.id, "cascade": entry.cascade,
+                "location": location_of(entry), "waits_on": sampled, "reason": reason,
+            }
+        )  # fmt: skip
+    for hop in ledger.open_hops():
+        if hop.done is not None or hop.held:
+            # Only what it started goes on: its own end is told too, for nobody else will.
+            process.telemetry.tell_gone(hop, held_told(hop), why)
+            counts["event"] += hop.held
+    kept, known = _state.deaths.copy(), _state.counts.copy()
+    try:
+        _state.deaths.extend(deaths)
+        _state.counts.update(counts)
+        _sum_up(process, "execv")
+        _write_report("execv")
+        left = max(0.0, until - time.monotonic())
+        process.telemetry.flush_everything(left if _state.counts else min(left, NOTHING_PENDING))
+    finally:
+        _state.deaths, _state.counts = kept, known
+
+
+# Atexit, SIGTERM, multiprocessing --------------------------------------------------------------------------------
+
+
+def begin() -> None:
+    """See to it that the end of this process is told. Called when its first hop opens, and when asyncio is instrumented."""
+    try:
+        meter = metrics.get_meter(names.SCOPE)
+        if not _meters:
+            _meters[names.METRIC_PENDING] = meter.create_counter(
+                names.METRIC_PENDING, "{task}", "What was pending when the process ended"
+            )
+            _meters[names.METRIC_SWALLOWED] = meter.create_counter(
+                names.METRIC_SWALLOWED, "{task}", "Tasks that finished though they were asked to cancel"
+            )
+            _meters[names.METRIC_OUTLIVED] = meter.create_counter(
+                names.METRIC_OUTLIVED,
+                "{task}",
+                "Tasks that were pending a second after they were asked to cancel",
+            )
+        hopwatch_process.on_tick(look)
+        refresh(first=True)
+        take_sigterm()
+        _finalize_with_multiprocessing()
+    except Exception:  # noqa: BLE001
+        failed("exits.begin")
+
+
+def refresh(*, first: bool = False) -> None:
+    """Have our report at the end come before the shutdown of the application's provider, though that is a newer one."""
+    provider = trace.get_tracer_provider()
+    if first or provider is not _state.provider:
+        _state.provider = provider
+        atexit.unregister(_at_exit)
+        atexit.register(_at_exit)
+
+
+def _at_exit() -> None:
+    try:
+        way, why = "exit", "the interpreter exited"
+        error = getattr(sys, "last_value", None)
+        if isinstance(error, KeyboardInterrupt):
+            way, why = "SIGINT", "SIGINT"
+        elif error is not None:
+            way, why = "exception", f"the interpreter exited by {type(error).__name__}"
+        leave(way, why)
+    except Exception:  # noqa: BLE001 - it would be printed
+        failed("exits.atexit")
+
+
+def _finalize_with_multiprocessing() -> None:
+    """In a child of multiprocessing, which leaves by `os._exit`, have its own last step be ours."""
+    parent = getattr(sys.modules.get("multiprocessing.process"), "parent_process", None)
+    if parent is None or parent() is None or _state.finalized_by_multiprocessing:
+        return
+    from multiprocessing.util import Finalize  # noqa: PLC0415 - only where it is loaded
+
+    Finalize(None, _at_exit, exitpriority=0)
+    _state.finalized_by_multiprocessing = True
+
+
+def take_sigterm() -> None:
+    """Handle SIGTERM where nobody does: report, flush, and let it end the process as it would have."""
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or os.getpid() == 1  # the kernel keeps a SIGTERM with the default action from the first process
+        or not hopwatch_process.here().settings.signals
+        or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    ):
+        return
+    try:
+        signal.signal(signal.SIGTERM, on_sigterm)
+    except ValueError:  # not the main interpreter
+        return
+
+
+def on_sigterm(number: int, _: Any) -> None:
+    """Tell what SIGTERM cuts off, then die of it."""
+    try:
+        process = hopwatch_process.here()
+        if not _state.leaving and (process.telemetry.started or process.settings.report):
+            _state.leaving = True
+            # The main thread may hold any lock just now: what needs one is done by another thread, which has not
+            # got it. A second SIGTERM comes in between and ends the process at once.
+            done = _thread.allocate_lock()
+            done.acquire()
+            _thread.start_new_thread(_leave_by_signal, (done,))
+            done.acquire(timeout=process.settings.shutdown_timeout + 0.1)
+    except Exception:  # noqa: BLE001
+        failed("exits.sigterm")
+    finally:
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+
+def _leave_by_signal(done: Any) -> None:
+    try:
+        leave("SIGTERM", "SIGTERM")
+    except Exception:  # noqa: BLE001
+        failed("exits.sigterm")
+    finally:
+        done.release()
+
+
+def forget() -> None:
+    """Let go of the signal and of atexit: nothing is instrumented any more."""
+    atexit.unregister(_at_exit)
+    if (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGTERM) is on_sigterm
+    ):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _in_child() -> None:
+    # What the parent process leaves behind is told there.
+    global _state  # noqa: PLW0603
+    _state = _State()
+    _state.forked = True
+    # What opens in the child has an end of its own; its first hop calls `begin`, which finds the signal taken.
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)
+
+
+# Draining --------------------------------------------------------------------------------------------------------
+
+POLL: Final = 0.25
+"""Seconds between two looks while nothing has told of an end."""
+POLL_HELD: Final = 0.05
+"""The same where what is left ends without telling: items in queues, threads, tasks of other loops."""
+
+
+def left(cascade: str | None, caller: Any, own: Entry | None) -> list[Entry | Note]:
+    """What is live in this process, but for what the caller is itself in the middle of.
+
+    Args:
+        cascade: only of this one.
+        caller: the caller's task.
+        own: the caller's hop.
+    """
+    ledger = hopwatch_process.here().ledger
+    mine: set[int] = set()
+    above = own
+    while above is not None and len(mine) < 1_000:
+        mine.add(id(above))
+        above = above.parent
+    out: list[Entry | Note] = []
+    for hop in ledger.open_hops():
+        if cascade is not None and hop.cascade != cascade:
+            continue
+        task = hop.runner() if hop.runner is not None else None
+        inside = id(hop) in mine or (caller is not None and task is caller)
+        out.extend(
+            each
+            for each in ledger.below(hop, ledger.capacity)
+            if each.done is None
+            and not (inside and each.quiet)
+            and not (caller is not None and each.runner is not None and each.runner() is caller)
+        )
+        # The request that the SDK's own queue handed to an execution is counted on it, and told of by it.
+        if not inside or (hop.held and held_told(hop) is not None):
+            out.append(hop)
+    return out
+
+
+async def drain(timeout: float | None, cascade: str | None) -> list[Entry | Note]:
+    """Wait until nothing is left; returns what is when the time is over. See `hopwatch.drain`."""
+    loop = asyncio.get_running_loop()
+    caller = asyncio.current_task()
+    own = hopwatch_process.current.get()
+    wakers = hopwatch_process.here().telemetry.wakers
+    until = None if timeout is None else time.monotonic() + timeout
+    over = loop.create_future()
+    # A bare future, for anything else that waits would be counted itself.
+
+    def wake(*_: object) -> None:
+        """Look again, whatever thread says so."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(_set, over)
+
+    wakers.append(wake)
+    try:
+        while True:
+            over = loop.create_future()
+            found = left(cascade, caller, own)
+            if not found:
+                return []
+            wait = POLL
+            for each in found:
+                task = each.runner() if each.runner is not None else None
+                if task is None or not _of(task, loop) or (isinstance(each, Entry) and each.held):
+                    wait = POLL_HELD
+            if until is not None:
+                wait = min(wait, until - time.monotonic())
+                if wait <= 0:
+                    return found
+            watched = [
+                task
+                for each in found[:1_000]
+                if each.runner is not None and (task := each.runner()) is not None and _of(task, loop)
+            ]
+            handle = loop.call_later(wait, _set, over)
+            try:
+                for task in watched:
+                    task.add_done_callback(wake)
+                await over
+            finally:
+                handle.cancel()
+                for task in watched:
+                    task.remove_done_callback(wake)
+    finally:
+        wakers.remove(wake)
+
+
+def _set(future: Any) -> None:
+    if not future.done():
+        future.set_result(None)

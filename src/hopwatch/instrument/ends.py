@@ -1,0 +1,208 @@
+"""When does a runner, a loop or the program itself begin to end? What is pending is noted then, before it is cut off.
+
+Wrapped are what runners cancel the leftovers with (`_cancel_all_tasks`, the same in Python 3.10 to 3.15, and uvloop's copy,
+which its `run` uses on 3.10), what they handle Ctrl-C with (from 3.11), `close` of the loops, and `os.execv` and `os.execve`,
+which the rest of that family calls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+from time import time_ns
+from typing import TYPE_CHECKING, Any
+from weakref import ref
+
+from hopwatch import exits
+from hopwatch import process as hopwatch_process
+from hopwatch.instrument import jobs, queues
+from hopwatch.process import failed
+
+if TYPE_CHECKING:
+    from hopwatch.instrument import Patches
+    from hopwatch.ledger import Entry
+
+
+def _cancelling(original: Any) -> Any:
+    """What a runner cancels with, when its main task is over."""
+
+    @functools.wraps(original)
+    def _cancel_all_tasks(loop: Any, *args: Any, **kwargs: Any) -> Any:
+        noted: list[Entry] = []
+        try:
+            _drain(loop)
+        finally:
+            try:
+                noted = _note_tasks(loop)
+            except Exception:  # noqa: BLE001
+                failed("runner.end")
+            try:
+                result = original(loop, *args, **kwargs)
+            finally:
+                try:
+                    exits.cut(noted, "runner", ended=False)
+                except Exception:  # noqa: BLE001
+                    failed("runner.end")
+        return result
+
+    return _cancel_all_tasks
+
+
+def _drain(loop: Any) -> None:
+    """Let what is left end by itself, for as long as `HOPWATCH_DRAIN` says."""
+    seconds = hopwatch_process.here().settings.drain
+    if not seconds or not len(hopwatch_process.here().ledger):
+        return
+    waiting = exits.drain(seconds, None)
+    try:
+        loop.run_until_complete(waiting)
+    except Exception:  # noqa: BLE001 - what the application's tasks raise does not come out here
+        failed("drain")
+    finally:
+        waiting.close()
+
+
+def _note_tasks(loop: Any) -> list[Entry]:
+    if not len(hopwatch_process.here().ledger):
+        return []
+    tasks = {task for task in asyncio.all_tasks(loop) if not task.done()}
+    _show_taken(loop)
+    return exits.note(loop, tasks, "cancelled by asyncio.run at its end")
+
+
+def _show_taken(loop: Any) -> None:
+    """Give the items that consumers of this loop work on entries of their own, so that they do not vanish with those."""
+    for line in list(queues._watched):  # noqa: SLF001
+        for taken in list(line.taken):
+            hop: Any = taken.hop
+            task = taken.task() if taken.task is not None else None
+            if (
+                hop is None
+                or taken.entry is not None
+                or taken.counted
+                or line.quiet
+                or task is None
+                or task.done()
+                or task.get_loop() is not loop
+            ):
+                continue
+            entry = queues._entry(line, hop, time_ns())  # noqa: SLF001
+            entry.runner = taken.task
+            hop.ledger.count(entry, hop)
+            taken.entry = entry
+            hop.ledger.unhold(hop)
+            # From here on the end of the consumer is not the end of the item.
+            line.acknowledges = True
+
+
+def _interrupting(original: Any) -> Any:
+    """A runner's handler of Ctrl-C, which cancels the main task, and with it what that one waits for."""
+
+    @functools.wraps(original)
+    def _on_sigint(self: Any, signum: Any, frame: Any, main_task: Any) -> Any:
+        try:
+            if not main_task.done() and not self._interrupt_count:
+                _show_taken(self._loop)
+                exits.note(self._loop, None, "SIGINT")
+        except Exception:  # noqa: BLE001
+            failed("runner.sigint")
+        return original(self, signum, frame, main_task)
+
+    return _on_sigint
+
+
+def _closing(original: Any) -> Any:
+    """`close` of an event loop: what is pending on it will never go on."""
+
+    @functools.wraps(original)
+    def close(self: Any) -> Any:
+        noted: list[Entry] = []
+        try:
+            if not self.is_closed() and not self.is_running() and len(hopwatch_process.here().ledger):
+                _show_taken(self)
+                noted = exits.note(self, None, "its event loop was closed", _timers_of(self))
+        except Exception:  # noqa: BLE001
+            failed("loop.close")
+        result = original(self)
+        try:
+            exits.cut(noted, "loop", ended=True)
+            # An application that handled SIGTERM by this loop does so no more.
+            exits.take_sigterm()
+        except Exception:  # noqa: BLE001
+            failed("loop.close")
+        return result
+
+    return close
+
+
+def _timers_of(loop: Any) -> list[Entry]:
+    out: list[Entry] = []
+    for entry, handle in list(jobs._timers.values()):  # noqa: SLF001
+        of = entry.instance_of() if entry.instance_of is not None else None
+        timer = handle()
+        if of is loop and timer is not None and not timer.cancelled():
+            out.append(entry)
+    return out
+
+
+def _replacing(original: Any) -> Any:
+    """`os.execv` or `os.execve`: the process goes on as another program, unless that fails."""
+
+    @functools.wraps(original)
+    def execute(*args: Any, **kwargs: Any) -> Any:
+        box = None
+        try:
+            if _can_be_run(args[0] if args else kwargs.get("path")):
+                exits.replaced()
+                box = getattr(hopwatch_process.here(), "box", None)
+                if box is not None:
+                    box.leaving("execv")
+        except Exception:  # noqa: BLE001
+            failed("execv")
+        try:
+            return original(*args, **kwargs)
+        finally:
+            if box is not None:
+                try:
+                    box.leaving(None)
+                except Exception:  # noqa: BLE001
+                    failed("execv")
+
+    return execute
+
+
+def _can_be_run(path: Any) -> bool:
+    """Whether a program stands there. Nearly every call that fails does so for lack of it, and ends nothing."""
+    if isinstance(path, int):
+        return True
+    try:
+        return os.access(path, os.X_OK) and not os.path.isdir(path)  # noqa: PTH112
+    except (TypeError, ValueError, OSError):
+        return False
+
+
+def instrument(patches: Patches) -> None:
+    """Replace what ends runners, loops and processes; handle SIGTERM where nobody does."""
+    runners: Any = asyncio.runners
+    patches.replace(runners, "_cancel_all_tasks", _cancelling)
+    if hasattr(runners, "Runner"):
+        patches.replace(runners.Runner, "_on_sigint", _interrupting)
+    patches.replace(asyncio.BaseEventLoop, "close", _closing)
+    patches.replace(os, "execv", _replacing)
+    patches.replace(os, "execve", _replacing)
+    patches.when_imported("uvloop", functools.partial(_uvloop, ref(patches)))
+    process = hopwatch_process.here()
+    if process.telemetry.started or process.settings.report:
+        exits.begin()
+    else:
+        # A server that handles SIGTERM itself puts back what it found, and raises the signal again.
+        exits.take_sigterm()
+
+
+def _uvloop(reference: Any, module: Any) -> None:
+    patches = reference()
+    if patches is None:
+        return
+    patches.replace(module.Loop, "close", _closing)
+    patches.replace(module, "_cancel_all_tasks", _cancelling)

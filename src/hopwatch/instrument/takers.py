@@ -1,0 +1,81 @@
+"""Who has ever taken an item from a queue that can be full, and how many may hold a semaphore at once?
+
+Both are what a deadlock through a queue or a semaphore needs to be certain of, and neither can be told later. What costs
+something is done where a queue or a semaphore is made; a `get` from a queue without a bound costs one attribute.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from typing import TYPE_CHECKING, Any, Final
+from weakref import ref
+
+from hopwatch.process import failed
+
+if TYPE_CHECKING:
+    from hopwatch.instrument import Patches
+
+MAX_TAKERS: Final = 64
+"""How many living tasks that took from a queue are known; with more, nothing is known."""
+
+
+def took_from(queue: Any) -> None:
+    """Note that the running task took an item from a queue whose takers are known."""
+    takers = queue._hopwatch_takers  # noqa: SLF001
+    try:
+        task = asyncio.current_task()
+        takers.add(ref(task))
+        if len(takers) > MAX_TAKERS:
+            for taker in [each for each in takers if (known := each()) is None or known.done()]:
+                takers.discard(taker)
+            if len(takers) > MAX_TAKERS:
+                queue._hopwatch_takers = None  # noqa: SLF001
+    except (
+        RuntimeError,
+        TypeError,
+    ):  # no task runs: a callback or another thread took it, and may do so again
+        queue._hopwatch_takers = None  # noqa: SLF001
+    except Exception:  # noqa: BLE001
+        failed("queue.taker")
+
+
+def takers_of(queue: object) -> list[Any] | None:
+    """Every task that has ever taken an item from a queue and is still there; None where that is not known."""
+    takers = getattr(queue, "_hopwatch_takers", None)
+    return None if takers is None else [task for each in list(takers) if (task := each()) is not None]
+
+
+def permits_of(semaphore: object) -> int | None:
+    """How many may hold a semaphore at once; None where it was made before anybody watched."""
+    permits = getattr(semaphore, "_hopwatch_permits", None)
+    return permits if type(permits) is int else None
+
+
+def _making_queue(original: Any) -> Any:
+    @functools.wraps(original)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        original(self, *args, **kwargs)
+        if self._maxsize > 0:
+            self._hopwatch_takers = set()
+
+    return __init__
+
+
+def _making_semaphore(original: Any) -> Any:
+    @functools.wraps(original)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        original(self, *args, **kwargs)
+        self._hopwatch_permits = self._value
+
+    return __init__
+
+
+def instrument(patches: Patches) -> None:
+    """Replace what makes a queue and a semaphore."""
+    patches.add(asyncio.Queue, "_hopwatch_takers", None)
+    if hasattr(asyncio.Queue(1), "_maxsize"):
+        patches.replace(asyncio.Queue, "__init__", _making_queue)
+    patches.add(asyncio.Semaphore, "_hopwatch_permits", None)
+    if hasattr(asyncio.Semaphore(1), "_value"):
+        patches.replace(asyncio.Semaphore, "__init__", _making_semaphore)
