@@ -14,6 +14,9 @@ from hopwatch.cli import run
 
 RUN = [sys.executable, "-m", "hopwatch.cli", "run"]
 QUIET = {f"OTEL_{each}_EXPORTER": "none" for each in ("TRACES", "METRICS", "LOGS")}
+# Most programs here write the report themselves, and hopwatch's own would come after it.
+BY_ITSELF = {"OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "hopwatch_asyncio,hopwatch_a2a"}
+WATCHED = {"OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": ""}
 ENDED = [{"ended": "exit", "pid": 1, "agent": "a", "instance": "0" * 16, "pending": []}]
 LEFT = {
     "kind": "task",
@@ -33,7 +36,7 @@ LEFT = {
 
 def environment(**more):
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("OTEL_", "HOPWATCH_"))}
-    return {**kept, **QUIET, **more}
+    return {**kept, **QUIET, **BY_ITSELF, **more}
 
 
 @pytest.fixture
@@ -141,7 +144,7 @@ def test_the_program_takes_the_place_of_the_process_instrumented_and_with_its_ow
         [*RUN, "--", sys.executable, path, "--gate", "-x"],
         stdout=subprocess.PIPE,
         text=True,
-        env=environment(),
+        env=environment(**WATCHED),
     ) as process:
         told, _ = process.communicate(timeout=60)
     assert told == f"{process.pid} True agent ['--gate', '-x']\n"
@@ -221,8 +224,7 @@ def test_a_gate_counts_what_forked_children_reported(program):
     ],
 )
 def test_a_gate_does_not_take_for_fine_what_it_does_not_know(program, how, tmp_path):
-    done = ran("--gate", "--", sys.executable, program(how), HOPWATCH_BLACKBOX=str(tmp_path / "boxes"),
-               OTEL_PYTHON_DISABLED_INSTRUMENTATIONS="hopwatch_asyncio,hopwatch_a2a")  # fmt: skip
+    done = ran("--gate", "--", sys.executable, program(how), HOPWATCH_BLACKBOX=str(tmp_path / "boxes"))  # fmt: skip
     assert done.returncode == 17
     assert "unknown: no report" in done.stderr
 
@@ -293,8 +295,7 @@ def test_a_report_is_left_in_the_file_that_is_named_and_never_an_old_one(program
     done = ran("--report", str(file), "--", sys.executable, program(f"report({LEFT!r}); sys.exit(4)"))
     assert (done.returncode, done.stderr) == (4, "")
     assert json.loads(file.read_text())["pending"] == [LEFT]
-    done = ran("--report", str(file), "--", sys.executable, program("os._exit(0)"), HOPWATCH_BLACKBOX=str(tmp_path / "boxes"),
-               OTEL_PYTHON_DISABLED_INSTRUMENTATIONS="hopwatch_asyncio,hopwatch_a2a")  # fmt: skip
+    done = ran("--report", str(file), "--", sys.executable, program("os._exit(0)"), HOPWATCH_BLACKBOX=str(tmp_path / "boxes"))  # fmt: skip
     assert done.returncode == 0
     assert json.loads(file.read_text())["pending"] is None
 
@@ -353,7 +354,7 @@ def test_a_task_that_the_runner_had_to_cancel_closes_the_gate(program):
 
         asyncio.run(main())
     """)
-    done = ran("--gate", "--", sys.executable, path)
+    done = ran("--gate", "--", sys.executable, path, **WATCHED)
     assert done.returncode == 17, done.stderr
     assert "write_later" in done.stderr
     assert f"{path}:" in done.stderr
@@ -372,7 +373,7 @@ def test_a_program_that_leaves_nothing_passes_the_gate(program):
         asyncio.run(main())
         sys.exit(6)
     """)
-    done = ran("--gate", "--", sys.executable, path)
+    done = ran("--gate", "--", sys.executable, path, **WATCHED)
     assert (done.returncode, done.stderr) == (6, "")
 
 
@@ -384,7 +385,7 @@ def test_what_a_killed_program_had_open_is_read_from_its_black_box(program, tmp_
         with hopwatch.cascade("stocktaking"):
             os.kill(os.getpid(), signal.SIGKILL)
     """)
-    done = ran("--gate", "--", sys.executable, path, HOPWATCH_BLACKBOX=str(tmp_path / "boxes"))
+    done = ran("--gate", "--", sys.executable, path, HOPWATCH_BLACKBOX=str(tmp_path / "boxes"), **WATCHED)
     assert done.returncode == 17
     assert "1 thing was pending" in done.stderr, done.stderr
     assert "task stocktaking" in done.stderr
