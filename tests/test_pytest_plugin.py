@@ -102,6 +102,23 @@ def test_left():
     )
 
 
+def test_a_task_that_was_left_stays_told_though_a_later_one_has_its_place_in_memory(suite):
+    told = suite(
+        """
+def test_left():
+    async def main():
+        tasks = [asyncio.create_task(forever()) for _ in range(50)]
+        await asyncio.sleep(0)
+    asyncio.run(main())
+    async def other():
+        await asyncio.gather(*(asyncio.create_task(asyncio.sleep(0)) for _ in range(500)))
+    asyncio.run(other())
+""",
+        failed=1,
+    )
+    told.fnmatch_lines(["left pending: forever and 49 more, made at *"])
+
+
 def test_a_test_fails_that_loses_a_task_to_garbage_collection(suite):
     told = suite(
         """
@@ -157,6 +174,22 @@ def test_other():
             "    its event loop was closed while it was pending",
         ]
     )
+
+
+def test_tasks_that_are_collected_in_any_number_at_any_moment_are_all_told(suite):
+    told = suite(
+        """
+def test_lost():
+    async def main():
+        for _ in range(50):
+            asyncio.create_task(forever())
+        await asyncio.sleep(0)
+    asyncio.run(main())
+""",
+        failed=1,
+    )
+    told.fnmatch_lines(["left pending: forever and 49 more, made at *"])
+    told.no_fnmatch_line("*hook leftovers*")
 
 
 def test_a_thread_with_a_loop_of_its_own_is_watched_too(suite):
@@ -745,7 +778,7 @@ def test_wrong_name(cascade):
         [
             "E*AssertionError: the cascade is not settled within 0.5 s",
             "E*verdict stalled",
-            "E*task pytest forever: open *",
+            "E*a future that nobody has set at *",
             "E*AssertionError: the cascade will never be settled",
             "E*verdict broken",
             "E*lost: abandoned*",

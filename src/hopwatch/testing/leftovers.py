@@ -42,6 +42,8 @@ _BETWEEN: Final = (
 """Parts of paths of what may stand between `create_task` and the line that meant it."""
 _MOST_FRAMES: Final = 24
 _PRUNE_AT: Final = 1024
+_tools: Final[dict[str, Any]] = {}
+"""What is loaded with the first test. Not later: a task may be collected in the middle of any import."""
 MOST_SHOWN: Final = 20
 """Tasks that a report tells of one by one."""
 
@@ -51,14 +53,16 @@ class Run:
 
     Attributes:
         name: its node id.
-        made: by the id of the task object, which is the task's as long as that lives.
+        made: by the id of the task object, which is the task's as long as that lives; a later task may get it then.
+        left: those that were left, in the order in which that became certain.
     """
 
-    __slots__ = ("_prune_at", "_threads", "made", "name")
+    __slots__ = ("_prune_at", "_threads", "left", "made", "name")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.made: dict[int, Made] = {}
+        self.left: list[Made] = []
         self._threads = frozenset(each.ident for each in threading.enumerate())
         self._prune_at = _PRUNE_AT
 
@@ -73,6 +77,12 @@ class Run:
             # What is over needs no record: a test that makes a million tasks holds as many records as are pending.
             self.made = {key: each for key, each in self.made.items() if not each.over()}
             self._prune_at = max(_PRUNE_AT, 2 * len(self.made))
+
+    def leave(self, made: Made, task: Any, why: str, *, collected: bool = False) -> None:
+        """Say that a task was left, unless it has been said, or it is no work."""
+        if made.why is None and not _is_no_work(task):
+            made.describe(task, why, collected=collected)
+            self.left.append(made)
 
 
 class Made:
@@ -99,16 +109,13 @@ class Made:
         self.told = False
 
     def over(self) -> bool:
-        """Whether it has ended and nothing is to be said of it."""
+        """Whether it has ended, so that nothing more can become of it."""
         task = self.task()
-        return self.why is None and (task is None or task.done())
+        return task is None or task.done()
 
-    def leave(self, task: Any, why: str, *, collected: bool = False) -> None:
-        """Say that it was left, unless it has been said, or it is no work."""
-        if self.why is not None or _is_no_work(task):
-            return
-        from hopwatch import waits  # noqa: PLC0415 - only a test that fails needs it
-
+    def describe(self, task: Any, why: str, *, collected: bool) -> None:
+        """Note what is told of a task that was left, while it is as it was."""
+        waits = _tools["waits"]
         try:
             if collected:
                 self.waits = waits.glance(task).as_dict()
@@ -199,25 +206,24 @@ class Watch:
 
     def known(self, test: Run) -> list[Made]:
         """The tasks of which it is certain before the teardown that they were left."""
-        for made in test.made.values():
+        for made in list(test.made.values()):
             task = made.task()
             if made.why is None and task is not None and not task.done() and task.get_loop().is_closed():
-                made.leave(task, "its event loop was closed while it was pending")
-        return [made for made in test.made.values() if made.why is not None and not made.told]
+                test.leave(made, task, "its event loop was closed while it was pending")
+        return [made for made in test.left if not made.told]
 
     def end(self, test: Run) -> list[Made]:
         """The test's teardown is over: all that it left."""
         self.known(test)
-        for made in test.made.values():
+        for made in list(test.made.values()):
             task = made.task()
             if made.why is None and task is not None and not task.done() and not _is_ending(task):
-                made.leave(task, "it was still pending when the test and its fixtures were over")
-        left = [made for made in test.made.values() if made.why is not None]
+                test.leave(made, task, "it was still pending when the test and its fixtures were over")
         test.made = {}
         if self._test is test:
             self._test = None
             self._counting = False
-        return left
+        return test.left
 
     @contextlib.contextmanager
     def wide(self) -> Iterator[None]:
@@ -237,8 +243,11 @@ class Watch:
     # The hooks ---------------------------------------------------------------------------------------------------
 
     def _install(self) -> None:
-        from hopwatch.instrument import Patches  # noqa: PLC0415 - loading the plugin has to be cheap
+        from hopwatch import waits  # noqa: PLC0415 - loading the plugin has to be cheap
+        from hopwatch.instrument import Patches  # noqa: PLC0415
+        from hopwatch.instrument.service import is_service  # noqa: PLC0415
 
+        _tools.update(waits=waits, is_service=is_service)
         self._patches = patches = Patches()
         patches.replace(asyncio.BaseEventLoop, "create_task", self._creating)
         patches.replace(asyncio.BaseEventLoop, "call_exception_handler", self._handling)
@@ -328,9 +337,12 @@ class Watch:
     def _collected(self, task: Any) -> None:
         test = self._test
         made = test.made.get(id(task)) if test is not None else None
-        if made is not None:
-            made.leave(
-                task, "it was destroyed while pending, for nothing kept a reference to it", collected=True
+        if test is not None and made is not None:
+            test.leave(
+                made,
+                task,
+                "it was destroyed while pending, for nothing kept a reference to it",
+                collected=True,
             )
 
     def _cancelling(self, original: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -343,12 +355,15 @@ class Watch:
                 for made in list(test.made.values()) if test is not None else ():
                     task = made.task()
                     if (
-                        task is not None
+                        test is not None
+                        and task is not None
                         and task.get_loop() is loop
                         and not task.done()
                         and not _is_ending(task)
                     ):
-                        made.leave(task, "it was cancelled by the event loop's runner when that was closed")
+                        test.leave(
+                            made, task, "it was cancelled by the event loop's runner when that was closed"
+                        )
             except Exception:  # noqa: BLE001
                 failed("leftovers.cancelled")
             return original(loop)
@@ -369,12 +384,10 @@ def _is_no_work(task: Any) -> bool:
     coro = task.get_coro()
     if type(coro).__name__ == "async_generator_athrow":
         return True
-    from hopwatch.instrument.service import is_service  # noqa: PLC0415 - only a test that fails needs it
-
     code, frame = getattr(coro, "cr_code", None), getattr(coro, "cr_frame", None)
     if code is None or frame is None:
         return False
-    return is_service(code, frame.f_globals.get("__name__", ""), coro.__qualname__)
+    return bool(_tools["is_service"](code, frame.f_globals.get("__name__", ""), coro.__qualname__))
 
 
 def _is_ending(task: Any) -> bool:
