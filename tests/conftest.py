@@ -12,17 +12,9 @@ import hopwatch
 from hopwatch import process
 from ticking import watching
 
-# No black box of a test is found by anybody else, and none of somebody else's by a test.
+# No black box or socket of a test is found by anybody else, and none of somebody else's by a test.
 os.environ["HOPWATCH_BLACKBOX"] = tempfile.mkdtemp(prefix="hopwatch-tests-")
 atexit.register(shutil.rmtree, os.environ["HOPWATCH_BLACKBOX"], ignore_errors=True)
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _state_folder(tmp_path_factory):
-    """What processes leave for others to look at goes into a folder of this run, not into the user's own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HOPWATCH_BLACKBOX", str(tmp_path_factory.mktemp("state") / "hopwatch"))
-        yield
 
 
 @pytest.fixture

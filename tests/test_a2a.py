@@ -758,7 +758,9 @@ class OddError(Exception):
         raise RuntimeError("not printable")
 
 
-@pytest.mark.parametrize("error", [OddError(), OSError("no such file: b\udcff.pem")], ids=["unprintable", "unencodable"])
+@pytest.mark.parametrize(
+    "error", [OddError(), OSError("no such file: b\udcff.pem")], ids=["unprintable", "unencodable"]
+)
 def test_an_error_that_cannot_be_printed_or_encoded_reaches_the_sdk_as_it_is(error):
     from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 

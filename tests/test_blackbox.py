@@ -174,7 +174,9 @@ def test_a_path_that_is_none_is_told_of_and_the_default_holds(tmp_path):
     assert problem.startswith("HOPWATCH_BLACKBOX is 'boxes'; it is the absolute path of a folder, or off")
 
 
-@pytest.mark.parametrize("name", ["ü" * 300, "\udc80 lone", "two\x1flines\n", "", "🙂" * 100, "x" * 300], ids=range(6))
+@pytest.mark.parametrize(
+    "name", ["ü" * 300, "\udc80 lone", "two\x1flines\n", "", "🙂" * 100, "x" * 300], ids=range(6)
+)
 def test_any_name_fits_and_stays_readable(folder, name):
     boxed = Boxed(folder)
     entry = boxed.open(name=name, **{names.A2A_TASK_ID: "t" * 36})

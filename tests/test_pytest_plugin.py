@@ -32,7 +32,7 @@ async def forever():
 def suite(pytester, monkeypatch):
     """Write a test file, run it, and give what became of it."""
     for name in list(os.environ):
-        if name.startswith(("OTEL_", "HOPWATCH_", "PYTEST_ADDOPTS")):
+        if name != "HOPWATCH_BLACKBOX" and name.startswith(("OTEL_", "HOPWATCH_", "PYTEST_ADDOPTS")):
             monkeypatch.delenv(name)
 
     def run(text, *options, ini="", asyncio=True, plugin=True, **outcomes):

@@ -58,7 +58,7 @@ def environment(loop, *, url=None, hopwatched=True, **more):
     kept = {
         key: value
         for key, value in os.environ.items()
-        if not key.startswith(("HOPWATCH", "OTEL_", "PYTEST", "COVERAGE"))
+        if key == "HOPWATCH_BLACKBOX" or not key.startswith(("HOPWATCH", "OTEL_", "PYTEST", "COVERAGE"))
     }
     name = f"agent{next(_numbers)}"
     told = {

@@ -117,7 +117,7 @@ def environment(**more):
     kept = {
         key: value
         for key, value in os.environ.items()
-        if not key.startswith(("HOPWATCH_", "OTEL_", "NO_COLOR"))
+        if key == "HOPWATCH_BLACKBOX" or not key.startswith(("HOPWATCH_", "OTEL_", "NO_COLOR"))
     }
     return {**kept, **more}
 

@@ -35,7 +35,11 @@ LEFT = {
 
 
 def environment(**more):
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("OTEL_", "HOPWATCH_"))}
+    kept = {
+        key: value
+        for key, value in os.environ.items()
+        if key == "HOPWATCH_BLACKBOX" or not key.startswith(("OTEL_", "HOPWATCH_"))
+    }
     return {**kept, **QUIET, **BY_ITSELF, **more}
 
 

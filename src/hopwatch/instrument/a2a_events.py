@@ -1,9 +1,9 @@
 """Which events of an execution has the SDK not processed yet? The event queue of an `ActiveTask` (a2a-sdk 1.3.0).
 
-An event goes from the agent through two queues to the SDK's consumer, by a loop that serves nothing else. It counts from
-`enqueue_event` until the consumer has stored it, sent its pushes and handed it on; there it becomes an item in the
-subscribers' queues, which are accounted for as any other, for the producer waits until they are empty. Meanwhile the consumer,
-which is a service loop, works for the hop that enqueued the event.
+An event goes from the agent through two queues to the SDK's consumer, and from there through two more to each subscriber,
+by loops that serve nothing else. An event counts from `enqueue_event` until the consumer has stored it and sent its pushes.
+What subscribers have not taken of a task that is over counts as one (`a2a_streams`). Meanwhile the consumer, which is a
+service loop, works for the hop that enqueued the event.
 
 With detail `all` every item of every queue is an entry of its own, as in any other queue, and nothing counts here.
 """
@@ -121,7 +121,8 @@ def watch(active: Any) -> None:
     events = source._hopwatch_events = Events(source, active, counted=counted)  # noqa: SLF001
     _known.add(events)
     if counted:
-        queues.ignore(_inner(source._incoming_queue))  # noqa: SLF001
+        for each in (source, active._event_queue_subscribers):  # noqa: SLF001
+            queues.ignore(_inner(each._incoming_queue))  # noqa: SLF001
     queues.keep_quiet(_inner(active._request_queue))  # noqa: SLF001
 
 
