@@ -12,7 +12,6 @@ never closed while the box is in use, and the process never opens its own box ag
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import errno
 import mmap
@@ -77,9 +76,6 @@ _LONGEST_TASK: Final = 64
 _HEX: Final = re.compile(r"[0-9a-f]+")
 _NO_CASCADE: Final = "0" * 32
 _NO_HOP: Final = "0" * 16
-
-removes_at_exit: bool = True
-"""Whether a box of a process that ends with nothing open removes itself; who accounts for the ways out takes that over."""
 
 _owned: set[tuple[int, int]] = set()
 """Device and inode of the boxes of this process: whoever looks for dead ones must not even open them."""
@@ -172,6 +168,7 @@ class BlackBox:
         self._key: tuple[int, int] | None = None
         self._full = False
         self._growing = False
+        self._sealed = False
         self._lock = threading.RLock()
 
     def write(self, entry: Entry) -> None:
@@ -202,6 +199,8 @@ class BlackBox:
 
     def erase(self, entry: Entry) -> None:
         """Say that a hop has closed."""
+        if self._sealed:
+            return
         try:
             slot = self._placed.pop(entry, None)
             if slot is None:
@@ -247,6 +246,11 @@ class BlackBox:
             self._map[_LEAVING_LENGTH_AT] = len(text)
         except Exception:  # noqa: BLE001
             failed("blackbox.leaving")
+
+    def seal(self, reason: str) -> None:
+        """Leave what is open now as it is, for the process ends and tells of it: the box does so if that does not get through."""
+        self.leaving(reason)
+        self._sealed = True
 
     def remove(self) -> None:
         """Remove the file: the process ends, and everything that was pending has been reported.
@@ -346,7 +350,6 @@ class BlackBox:
         self._map = mapped
         self.path = folder / f"{name}{SUFFIX}"
         self._free.extend(_slots(0, FIRST_SLOTS))
-        atexit.register(at_exit)
 
     def _grow(self) -> None:
         slots = (len(self._map) - HEADER) // SLOT
@@ -369,15 +372,6 @@ class BlackBox:
                 self._unplaced.discard(id(entry))
             if self._map is not None:
                 _U32.pack_into(self._map, _UNPLACED_AT, len(self._unplaced))
-
-
-def at_exit() -> None:
-    """Remove the box of a process that ends with nothing open; one with open hops is left to be found."""
-    from hopwatch import process  # noqa: PLC0415 - whichever process this is by now
-
-    here = process._process  # noqa: SLF001 - not `here()`, which would make one
-    if removes_at_exit and here is not None and here.box is not None and here.box.empty:
-        here.box.remove()
 
 
 def lock(file: int) -> None:

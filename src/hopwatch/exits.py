@@ -356,6 +356,9 @@ def leave(way: str, why: str) -> None:
     if not process.telemetry.started and not len(process.ledger):
         _write_report(way)
         return
+    box = process.box
+    if box is not None:
+        box.seal(f"{PENDING}: {why}")
     # The ticker shall not look at the same time; one that hangs does not hold us up.
     mine = process.telemetry.ticking.acquire(timeout=min(0.25, process.settings.shutdown_timeout))
     try:
@@ -369,8 +372,7 @@ def leave(way: str, why: str) -> None:
     _write_report(way)
     left = max(0.0, until - time.monotonic())
     out = process.telemetry.flush_everything(left if _state.counts else min(left, NOTHING_PENDING))
-    box = getattr(process, "box", None)
-    if out and box is not None:
+    if box is not None and (out or box.empty):
         box.remove()
 
 

@@ -155,7 +155,7 @@ def _replacing(original: Any) -> Any:
         try:
             if _can_be_run(args[0] if args else kwargs.get("path")):
                 exits.replaced()
-                box = getattr(hopwatch_process.here(), "box", None)
+                box = hopwatch_process.here().box
                 if box is not None:
                     box.leaving("execv")
         except Exception:  # noqa: BLE001
