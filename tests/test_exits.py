@@ -238,6 +238,20 @@ async def main():
     await asyncio.sleep(60)
 run(main())
 """, {"forever": RUNNER}, code=5, sends=SIGTERM),
+    Row("SIGTERM with a handler that puts the default back and raises the signal again", """
+def end(number, _):
+    print("cleaned up", flush=True)
+    signal.signal(number, signal.SIG_DFL)
+    signal.raise_signal(number)
+signal.signal(signal.SIGTERM, end)
+async def main():
+    with cascade("root"):
+        kept.append(asyncio.create_task(forever()))
+        await asyncio.sleep(0.01)
+        ready()
+        await forever()
+run(main())
+""", {"forever": TERM, "root": TERM}, way="SIGTERM", code=-SIGTERM, sends=SIGTERM),
     Row("SIGTERM with loop.add_signal_handler, which ends the program in order", """
 async def main():
     stop = asyncio.Event()

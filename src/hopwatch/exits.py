@@ -53,6 +53,7 @@ FLUSH_AFTER: Final = 500
 OUTLIVES: Final = 1_000_000_000
 """Nanoseconds after which a task that was asked to cancel, and is pending still, is told of."""
 MAX_DEATHS: Final = 10_000
+_set_handler: Final = signal.signal  # as it is before `instrument.ends` replaces it
 
 Sampled = dict[str, Any] | None
 
@@ -617,7 +618,7 @@ def take_sigterm() -> None:
     ):
         return
     try:
-        signal.signal(signal.SIGTERM, on_sigterm)
+        _set_handler(signal.SIGTERM, on_sigterm)
     except ValueError:  # not the main interpreter
         return
 
@@ -637,7 +638,7 @@ def on_sigterm(number: int, _: Any) -> None:
     except Exception:  # noqa: BLE001
         failed("exits.sigterm")
     finally:
-        signal.signal(number, signal.SIG_DFL)
+        _set_handler(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 
 
@@ -657,7 +658,7 @@ def forget() -> None:
         threading.current_thread() is threading.main_thread()
         and signal.getsignal(signal.SIGTERM) is on_sigterm
     ):
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        _set_handler(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _in_child() -> None:

@@ -1,8 +1,8 @@
 """When does a runner, a loop or the program itself begin to end? What is pending is noted then, before it is cut off.
 
 Wrapped are what runners cancel the leftovers with (`_cancel_all_tasks`, the same in Python 3.10 to 3.15, and uvloop's copy,
-which its `run` uses on 3.10), what they handle Ctrl-C with (from 3.11), `close` of the loops, and `os.execv` and `os.execve`,
-which the rest of that family calls.
+which its `run` uses on 3.10), what they handle Ctrl-C with (from 3.11), `close` of the loops, `signal.signal`, for servers set
+SIGTERM to its default and raise it again, and `os.execv` and `os.execve`, which the rest of that family calls.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
+import signal
 from time import time_ns
 from typing import TYPE_CHECKING, Any
 from weakref import ref
@@ -172,6 +173,22 @@ def _replacing(original: Any) -> Any:
     return execute
 
 
+def _handling(original: Any) -> Any:
+    """`signal.signal`: who leaves SIGTERM to its default action again leaves it to us."""
+
+    @functools.wraps(original)
+    def signal_(signalnum: Any, handler: Any, *args: Any) -> Any:
+        before = original(signalnum, handler, *args)
+        if handler is signal.SIG_DFL and signalnum == signal.SIGTERM:
+            try:
+                exits.take_sigterm()
+            except Exception:  # noqa: BLE001
+                failed("signal")
+        return before
+
+    return signal_
+
+
 def _can_be_run(path: Any) -> bool:
     """Whether a program stands there. Nearly every call that fails does so for lack of it, and ends nothing."""
     if isinstance(path, int):
@@ -189,6 +206,7 @@ def instrument(patches: Patches) -> None:
     if hasattr(runners, "Runner"):
         patches.replace(runners.Runner, "_on_sigint", _interrupting)
     patches.replace(asyncio.BaseEventLoop, "close", _closing)
+    patches.replace(signal, "signal", _handling)
     patches.replace(os, "execv", _replacing)
     patches.replace(os, "execve", _replacing)
     patches.when_imported("uvloop", functools.partial(_uvloop, ref(patches)))
