@@ -12,7 +12,7 @@ import time
 import pytest
 
 from collector.telling import collector
-from ways_out import PRELUDE, SIGTERM, agents_called, cascades_of, play, started, until_ready
+from ways_out import PRELUDE, SIGINT, SIGTERM, agents_called, cascades_of, play, started, until_ready
 
 pytestmark = pytest.mark.processes
 TERM = "pending at shutdown: SIGTERM"
@@ -77,15 +77,15 @@ def ask(port, path="/", *, whole=True, within=20):
     return line, connection
 
 
-def serve_and_end(path, loop, port, *, stream, url=None, **how):
-    """Start the server, ask it for something, send it SIGTERM; returns its exit code, its name and its errors."""
+def serve_and_end(path, loop, port, *, stream, url=None, sends=SIGTERM, **how):
+    """Start the server, ask it for something, send it a signal; returns its exit code, its name and its errors."""
     with contextlib.ExitStack() as stack, started(path, loop, url=url, **how) as process:
         assert ask(port)
         if stream:
             line, connection = ask(port, "/stream", whole=False)
             stack.callback(connection.close)
             assert line == "first"
-        process.send_signal(SIGTERM)
+        process.send_signal(sends)
         _, err = process.communicate(timeout=30)
         return process.returncode, process.agent, err
 
@@ -117,6 +117,24 @@ def test_uvicorn_ends_by_sigterm_with_its_own_exit_code_and_all_is_told(
         assert hops["stream"]["outcome"] in ("cancelled", "abandoned")
     (process,) = agents_called(running, agent)
     assert process["ended"]["how"] == "SIGTERM"
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_uvicorn_ends_by_ctrl_c_and_all_is_told(loop, running, tmp_path):
+    path = tmp_path / "server.py"
+    port = free_port()
+    path.write_text(
+        APP + f"\nimport uvicorn\nuvicorn.run(app, port={port}, log_level='error', loop={loop!r})\n"
+    )
+    bare = serve_and_end(path, loop, port, stream=False, sends=SIGINT, hopwatched=False)
+    code, agent, err = serve_and_end(path, loop, port, stream=False, sends=SIGINT, url=running.url)
+    assert code == bare[0], err
+    (cascade,) = cascades_of(running, agent)
+    assert cascade["verdict"] == "broken"
+    (work,) = [hop for hop in cascade["hops"] if hop["name"] == "work"]
+    assert work["reason"].startswith("pending at shutdown")
+    (process,) = agents_called(running, agent)
+    assert process["ended"]["pending"] == {"task": 1}
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
