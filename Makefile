@@ -5,7 +5,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 FAULT ?= none
-PYTEST ?=
+# Real processes wait for each other for most of a test: two at once take half the time.
+PYTEST ?= -n auto --maxprocesses 4 --dist worksteal
 BIN = $(VENV)/bin
 
 .PHONY: demo test bench lint format matrix clean
