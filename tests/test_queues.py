@@ -11,7 +11,7 @@ from opentelemetry import trace
 
 import hopwatch
 from hopwatch import process
-from hopwatch.instrument import queues
+from hopwatch.instrument import queue_patches, queues
 
 tracer = trace.get_tracer("tests")
 
@@ -403,7 +403,7 @@ def test_items_of_a_queue_that_is_collected_are_abandoned(watched, run, make_que
         "the queue that held it was collected",
     )
     assert watched.settled()
-    assert not queues._watched
+    assert not queues.watched
 
 
 @pytest.mark.skipif(
@@ -819,7 +819,7 @@ def test_a_hook_that_fails_is_counted_and_the_queue_goes_on(
             queue = make_queue()
             put(queue, 1, "one")
             with monkeypatch.context() as patch:
-                patch.setattr(queues, name, broken)
+                patch.setattr(queue_patches, name, broken)
                 if name == "enqueued":
                     with hopwatch.service():
                         queue.put_nowait(2)

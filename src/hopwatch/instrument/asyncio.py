@@ -8,7 +8,7 @@ from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type:
 
 from hopwatch import exits, inspect_socket
 from hopwatch import process as hopwatch_process
-from hopwatch.instrument import Patches, deadlocks, ends, jobs, locks, queues, service, tasks
+from hopwatch.instrument import Patches, deadlocks, ends, jobs, locks, queue_patches, queues, service, tasks
 from hopwatch.process import failed
 
 if TYPE_CHECKING:
@@ -32,14 +32,14 @@ class AsyncioInstrumentor(BaseInstrumentor):  # type: ignore[misc]
             process = hopwatch_process.here()
             service.configure(process.settings.service_loops)
             tasks.instrument(patches)
-            queues.instrument(patches)
+            queue_patches.instrument(patches)
             locks.instrument(patches, timed=process.settings.detail == "all")
             jobs.instrument(patches)
             ends.instrument(patches)
             deadlocks.instrument(patches)
             for name, hook in (
                 ("uvloop", self._uvloop),
-                ("culsans", lambda module: queues.instrument_culsans(patches, module.Queue)),
+                ("culsans", lambda module: queue_patches.instrument_culsans(patches, module.Queue)),
                 ("concurrent.futures.process", lambda module: jobs.instrument_processes(patches, module)),
             ):
                 patches.when_imported(name, hook)

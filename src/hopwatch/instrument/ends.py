@@ -1,7 +1,7 @@
 """When does a runner, a loop or the program itself begin to end? What is pending is noted then, before it is cut off.
 
-Wrapped are what runners cancel the leftovers with (`_cancel_all_tasks`, the same in Python 3.10 to 3.15, and uvloop's copy,
-which its `run` uses on 3.10), what they handle Ctrl-C with (from 3.11), `close` of the loops, `signal.signal`, for servers set
+Wrapped are what runners cancel the leftovers with (`_cancel_all_tasks`, the same in Python 3.10 to 3.15, and the copies
+of it that others use on 3.10), what they handle Ctrl-C with (from 3.11), `close` of the loops, `signal.signal`, for servers set
 SIGTERM to its default and raise it again, and `os.execv` and `os.execve`, which the rest of that family calls.
 """
 
@@ -74,7 +74,7 @@ def _note_tasks(loop: Any) -> list[Entry]:
 
 def _show_taken(loop: Any) -> None:
     """Give the items that consumers of this loop work on entries of their own, so that they do not vanish with those."""
-    for line in list(queues._watched):  # noqa: SLF001
+    for line in list(queues.watched):
         for taken in list(line.taken):
             hop: Any = taken.hop
             task = taken.task() if taken.task is not None else None
@@ -88,7 +88,7 @@ def _show_taken(loop: Any) -> None:
                 or task.get_loop() is not loop
             ):
                 continue
-            entry = queues._entry(line, hop, time_ns())  # noqa: SLF001
+            entry = queues.entry_for_item(line, hop, time_ns())
             entry.runner = taken.task
             hop.ledger.count(entry, hop)
             taken.entry = entry
@@ -199,6 +199,17 @@ def _can_be_run(path: Any) -> bool:
         return False
 
 
+_WITH_A_RUNNER = (
+    "uvloop",
+    # What these use before Python 3.11. Hypercorn's is taskgroup's.
+    "uvicorn._compat",
+    "anyio._backends._asyncio",
+    "taskgroup.runners",
+    "backports.asyncio.runner.runner",
+)
+"""Modules that have a copy of asyncio's `_cancel_all_tasks`."""
+
+
 def instrument(patches: Patches) -> None:
     """Replace what ends runners, loops and processes; handle SIGTERM where nobody does."""
     runners: Any = asyncio.runners
@@ -209,7 +220,8 @@ def instrument(patches: Patches) -> None:
     patches.replace(signal, "signal", _handling)
     patches.replace(os, "execv", _replacing)
     patches.replace(os, "execve", _replacing)
-    patches.when_imported("uvloop", functools.partial(_uvloop, ref(patches)))
+    for name in _WITH_A_RUNNER:
+        patches.when_imported(name, functools.partial(_with_a_runner, ref(patches)))
     process = hopwatch_process.here()
     if process.telemetry.started or process.settings.report:
         exits.begin()
@@ -218,9 +230,13 @@ def instrument(patches: Patches) -> None:
         exits.take_sigterm()
 
 
-def _uvloop(reference: Any, module: Any) -> None:
+def _with_a_runner(reference: Any, module: Any) -> None:
     patches = reference()
     if patches is None:
         return
-    patches.replace(module.Loop, "close", _closing)
     patches.replace(module, "_cancel_all_tasks", _cancelling)
+    runner = getattr(module, "Runner", None)
+    if runner is not getattr(asyncio, "Runner", None) and hasattr(runner, "_on_sigint"):
+        patches.replace(runner, "_on_sigint", _interrupting)
+    if hasattr(module, "Loop"):
+        patches.replace(module.Loop, "close", _closing)

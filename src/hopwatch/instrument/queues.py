@@ -11,7 +11,6 @@ longer than the threshold.
 from __future__ import annotations
 
 import asyncio
-import functools
 import os
 import sys
 import weakref
@@ -26,14 +25,12 @@ from opentelemetry import trace
 
 from hopwatch import attributes as names
 from hopwatch import process as hopwatch_process
-from hopwatch import telemetry, waits
-from hopwatch.instrument import takers
+from hopwatch import waits
 from hopwatch.ledger import Entry
 from hopwatch.process import current, failed, machinery
 from hopwatch.telemetry import HopSpan, holder_of
 
 if TYPE_CHECKING:
-    from hopwatch.instrument import Patches
     from hopwatch.ledger import Ledger, Outcome
 
 _get = current.get
@@ -148,14 +145,14 @@ class Ignored:
     inside = taken = ()
 
 
-_IGNORED: Any = Ignored()
+IGNORED: Any = Ignored()
 also_held: list[Any] = []
 """Further ways to say what counts on a hop: each gives how many, and what they wait on, as `waiting_items` does."""
 _adoptions: WeakKeyDictionary[Any, Adoptions] = WeakKeyDictionary()
 """By the consumer's task."""
-_lines: dict[int, Any] = {}
+lines: dict[int, Any] = {}
 """By the id of queues that take no attribute (culsans'), for as long as these live."""
-_watched: set[Line] = set()
+watched: set[Line] = set()
 """Every line, also of a queue that has been collected: its items are told of, and then it is forgotten."""
 
 
@@ -170,18 +167,18 @@ def known_line(queue: Any) -> Line | None:
     """The line of a queue, if anything is known of it."""
     line = getattr(queue, "_hopwatch_line", None)
     if line is None:
-        line = _lines.get(id(queue))
-    return None if line is _IGNORED else line
+        line = lines.get(id(queue))
+    return None if line is IGNORED else line
 
 
 def ignore(queue: Any) -> None:
     """Say that the items of this queue, which is new, are accounted for by who calls this."""
     try:
-        queue._hopwatch_line = _IGNORED  # noqa: SLF001
+        queue._hopwatch_line = IGNORED  # noqa: SLF001
     except AttributeError:
         place = id(queue)
-        _lines[place] = _IGNORED
-        weakref.finalize(queue, _lines.pop, place, None).atexit = False
+        lines[place] = IGNORED
+        weakref.finalize(queue, lines.pop, place, None).atexit = False
 
 
 def line_of(queue: Any) -> Line:
@@ -199,10 +196,10 @@ def line_of(queue: Any) -> Line:
             queue._hopwatch_line = line  # noqa: SLF001
         except AttributeError:
             place = id(queue)
-            _lines[place] = line
+            lines[place] = line
             # Its id may belong to another queue once it is gone.
-            line.queue = ref(queue, lambda _: _lines.pop(place, None))
-        _watched.add(line)
+            line.queue = ref(queue, lambda _: lines.pop(place, None))
+        watched.add(line)
     return line
 
 
@@ -230,7 +227,7 @@ def moved_to(queue: Any, hop: Entry, other: Entry) -> None:
 
 def forget() -> None:
     """Let go of every item, as dropped: from here on nobody watches the queues."""
-    for line in list(_watched):
+    for line in list(watched):
         _lose(line)
 
 
@@ -239,7 +236,7 @@ def forget() -> None:
 
 def enqueued(line: Line, queue: Any, item: Any, hop: Entry | None) -> None:
     """Count an item that was put into a queue while `hop` was current."""
-    if line is _IGNORED:
+    if line is IGNORED:
         return
     if hop is None:
         if line.by_identity is None:
@@ -253,7 +250,7 @@ def enqueued(line: Line, queue: Any, item: Any, hop: Entry | None) -> None:
         if line.by_identity is None:
             line.inside.append(None)
         return
-    entry = _entry(line, hop, time_ns())
+    entry = entry_for_item(line, hop, time_ns())
     entry.attributes = {names.QUEUE_DEPTH: queue.qsize(), names.MESSAGING_SYSTEM: "asyncio"}
     if line.by_identity is None:
         line.inside.append(entry)
@@ -265,7 +262,15 @@ def enqueued(line: Line, queue: Any, item: Any, hop: Entry | None) -> None:
         ledger.count(entry, hop)
 
 
-def _entry(line: Line, hop: Entry, started: int) -> Entry:
+def failed_to_hold(line: Line, queue: Any, item: Any, hop: Entry) -> None:
+    """The hop closed while its item was being counted: give the item an entry, which is late."""
+    line.inside.pop()
+    hop.held -= 1
+    enqueued(line, queue, item, hop)
+
+
+def entry_for_item(line: Line, hop: Entry, started: int) -> Entry:
+    """An entry for an item that was only counted so far; it is not counted on its hop yet."""
     entry = Entry(hop.ledger, "event", "event in a queue", hop, started)
     entry.instance_of = line.queue
     return entry
@@ -273,7 +278,7 @@ def _entry(line: Line, hop: Entry, started: int) -> Entry:
 
 def dequeued(line: Line, item: Any) -> None:
     """Note that the running task took an item, and let it work for the item's hop."""
-    if line is _IGNORED:
+    if line is IGNORED:
         return
     line.removed += 1
     line.quick = False
@@ -287,8 +292,8 @@ def dequeued(line: Line, item: Any) -> None:
         if line.by_identity:
             queue = line.queue()
             if queue is not None and not queue.qsize():
-                _empty(line, "cancelled", "the queue dropped it")
-    task = _running()
+                empty(line, "cancelled", "the queue dropped it")
+    task = running_task()
     reference = ref(task) if task is not None else None
     hop = found
     entry = None
@@ -305,19 +310,20 @@ def dequeued(line: Line, item: Any) -> None:
         if _calls_task_done():
             line.acknowledges = True
         else:
-            _came_back(line, task, taken)
+            came_back(line, task, taken)
     if hop is not None and task is not None and entry is not hop:
         _adopt(taken, task)
 
 
-def _running() -> Any:
+def running_task() -> Any:
+    """The running task; None outside any loop."""
     try:
         return current_task()
     except RuntimeError:  # no loop runs in this thread
         return None
 
 
-def _came_back(line: Line, task: Any, but: Taken | None) -> None:
+def came_back(line: Line, task: Any, but: Taken | None) -> None:
     """Let go of what a consumer took before: where nobody calls `task_done`, it is through with it now."""
     for taken in list(line.taken):
         if taken is not but and (taken.task is None or taken.task() is task):
@@ -412,7 +418,7 @@ def done_quickly(line: Line, hop: Entry) -> None:
         line.consumer = None
         if line.lent:
             task = consumer()
-            if _get() is hop and task is _running():
+            if _get() is hop and task is running_task():
                 current.set(None)
             elif task is not None:
                 # It is inside a hop of its own, or somebody else called: its next item finds out.
@@ -427,11 +433,11 @@ def done_quickly(line: Line, hop: Entry) -> None:
 
 def done_with(line: Line) -> None:
     """Close the item that `task_done` is for: one of the running task, or of the hop that it works for, or the oldest."""
-    if line is _IGNORED:
+    if line is IGNORED:
         return
     line.acknowledges = True
     hop = _get()
-    task = _running()
+    task = running_task()
     same = None
     for taken in line.taken:
         if task is not None and taken.task is not None and taken.task() is task:
@@ -506,7 +512,7 @@ def _give_back(taken: Taken) -> None:
         return
     adoptions.taken.remove(taken)
     # Somebody else called task_done, or it is inside a hop of its own: then its next item finds out.
-    if _running() is not task or _get() is not adoptions.last:
+    if running_task() is not task or _get() is not adoptions.last:
         return
     left = adoptions.taken[-1].adopted if adoptions.taken else None
     ours = adoptions.last.span if adoptions.last is not None else None
@@ -527,10 +533,10 @@ def _give_back(taken: Taken) -> None:
 
 def _lose(line: Line) -> None:
     """A hook failed, or nobody watches any more: what was known of this queue is counted as dropped, and forgotten."""
-    _watched.discard(line)
+    watched.discard(line)
     queue = line.queue()
     if queue is not None:
-        _lines.pop(id(queue), None)
+        lines.pop(id(queue), None)
         if getattr(queue, "_hopwatch_line", None) is line:
             queue._hopwatch_line = None  # noqa: SLF001
     line.plain = line.quick = False
@@ -548,10 +554,10 @@ def _lose(line: Line) -> None:
             hop = found.parent if found.kind == "event" and found.instance_of is line.queue else found
             if hop is not None:
                 hop.ledger.lose(hop)
-    _empty(line, "cancelled", "hopwatch lost sight of it")
+    empty(line, "cancelled", "hopwatch lost sight of it")
 
 
-def _failed(hook: str, queue: Any) -> None:
+def hook_failed(hook: str, queue: Any) -> None:
     """Count a failure inside an `except` block; what is known of the queue does not fit it any more."""
     failed(hook)
     try:
@@ -566,10 +572,10 @@ def discard(queue: Any) -> None:
     """Close the items that a queue threw away (`shutdown(immediate=True)`)."""
     line = known_line(queue)
     if line is not None:
-        _empty(line, "cancelled", "the queue was shut down and dropped it")
+        empty(line, "cancelled", "the queue was shut down and dropped it")
 
 
-def _empty(line: Line, outcome: Outcome, reason: str, left: int = 0) -> None:
+def empty(line: Line, outcome: Outcome, reason: str, left: int = 0) -> None:
     """Close what is inside a queue, but for the last `left` of it."""
     while len(line.inside) > left:
         found = line.inside.popleft()
@@ -579,7 +585,7 @@ def _empty(line: Line, outcome: Outcome, reason: str, left: int = 0) -> None:
         if found.kind == "event" and found.instance_of is line.queue:
             found.finish(outcome, reason)
         elif outcome == "abandoned":
-            entry = _entry(line, found, time_ns())
+            entry = entry_for_item(line, found, time_ns())
             found.ledger.count(entry, found)
             found.ledger.unhold(found)
             entry.finish(outcome, reason)
@@ -602,12 +608,12 @@ def look(now: int) -> None:
     while waited:
         meters.queue_wait.record(waited.popleft() / 1e9)
     ledger = hopwatch_process.here().ledger
-    for line in list(_watched):
+    for line in list(watched):
         queue = line.queue()
         if queue is None:
-            _empty(line, "abandoned", "the queue that held it was collected")
+            empty(line, "abandoned", "the queue that held it was collected")
             if not line.taken and line.single is None:
-                _watched.discard(line)
+                watched.discard(line)
         elif line.inside:
             meters.queue_depth.record(len(line.inside))
             _mark(line, now, threshold)
@@ -689,7 +695,7 @@ def _put_right(line: Line, orphan: Entry | None) -> None:
         if queue is not None and line.by_identity is None:
             size = queue.qsize()
             if len(line.inside) > size:
-                _empty(line, "cancelled", "it was removed from the queue", size)
+                empty(line, "cancelled", "it was removed from the queue", size)
             else:
                 line.inside.extend([None] * (size - len(line.inside)))
     except Exception:  # noqa: BLE001
@@ -727,7 +733,7 @@ def _reveal_old(reference: Any, upto: int, began: int) -> None:
             hop = line.inside[place]
             if hop is None or (hop.kind == "event" and hop.instance_of is line.queue):
                 continue
-            entry = _entry(line, hop, max(began, hop.started))
+            entry = entry_for_item(line, hop, max(began, hop.started))
             line.inside[place] = entry
             hop.ledger.count(entry, hop)
             hop.ledger.unhold(hop)
@@ -738,13 +744,13 @@ def _reveal_old(reference: Any, upto: int, began: int) -> None:
 
 def watched_queues() -> list[Any]:
     """Weak references to the queues of which something is known."""
-    return [line.queue for line in list(_watched)]
+    return [line.queue for line in list(watched)]
 
 
 def worked_for() -> list[tuple[Entry, Any]]:
     """The hops whose items have been taken and are worked on, each with the task that took them."""
-    taken = [(each.hop, each.task) for line in list(_watched) for each in list(line.taken)] + [
-        (line.single, line.consumer) for line in list(_watched)
+    taken = [(each.hop, each.task) for line in list(watched) for each in list(line.taken)] + [
+        (line.single, line.consumer) for line in list(watched)
     ]
     return [
         (hop, task)
@@ -795,7 +801,7 @@ def waiting_items(hop: Entry, timers: waits.Timers | None = None) -> list[tuple[
     """What the items wait on that count on `hop` without entries of their own."""
     out: list[tuple[dict[str, Any], bool]] = []
     left = hop.held
-    for line in list(_watched):
+    for line in list(watched):
         if left <= 0 or len(out) >= 8:
             break
         consumers = [
@@ -830,283 +836,10 @@ def waiting_items(hop: Entry, timers: waits.Timers | None = None) -> list[tuple[
     return out
 
 
-# The replacements ----------------------------------------------------------------------------------------------------
-
-
-def _putting(original: Any) -> Any:
-    @functools.wraps(original)
-    def put_nowait(self: Any, item: Any) -> Any:
-        line = self._hopwatch_line
-        hop = _get()
-        if line is None and (hop is None or (line := _begin(self)) is None):
-            return original(self, item)
-        original(self, item)
-        try:
-            if hop is not None and line.plain:
-                # As `enqueued` and `Ledger.hold` do, without the calls.
-                hop.held += 1
-                line.inside.append(hop)
-                if hop.closed:
-                    failed_to_hold(line, self, item, hop)
-            else:
-                enqueued(line, self, item, hop)
-        except Exception:  # noqa: BLE001
-            _failed("queue.put", self)
-        return None
-
-    return put_nowait
-
-
-def _begin(queue: Any) -> Line | None:
-    try:
-        return line_of(queue)
-    except Exception:  # noqa: BLE001
-        failed("queue.line")
-        return None
-
-
-def failed_to_hold(line: Line, queue: Any, item: Any, hop: Entry) -> None:
-    """The hop closed while its item was being counted: give the item an entry, which is late."""
-    line.inside.pop()
-    hop.held -= 1
-    enqueued(line, queue, item, hop)
-
-
-def _getting(original: Any) -> Any:
-    @functools.wraps(original)
-    def get_nowait(self: Any) -> Any:
-        item = original(self)
-        if self._hopwatch_takers is not None:
-            takers.took_from(self)
-        line = self._hopwatch_line
-        if line is None:
-            return item
-        try:
-            if line.quick and line.inside:
-                hop = line.inside[0]
-                if hop is not None:
-                    if not hop.adopted and hop is _get():
-                        # It works for this hop already, and will say when it is done: nothing changes but the count.
-                        line.single = line.inside.popleft()
-                        line.quick = False
-                        line.removed += 1
-                        return item
-                    if take_quickly(line, hop):
-                        return item
-            dequeued(line, item)
-        except Exception:  # noqa: BLE001
-            _failed("queue.get", self)
-        return item
-
-    return get_nowait
-
-
-def _finishing(original: Any) -> Any:
-    @functools.wraps(original)
-    def task_done(self: Any) -> Any:
-        original(self)
-        line = self._hopwatch_line
-        if line is None:
-            return None
-        try:
-            hop = line.single
-            if hop is None or line.taken:
-                done_with(line)
-            elif line.consumer is not None:
-                done_quickly(line, hop)
-            else:
-                line.single = None
-                line.quick = True
-                hop.held -= 1
-                if hop.done is not None and not hop.held:
-                    hop.ledger.settle(hop)
-        except Exception:  # noqa: BLE001
-            _failed("queue.task_done", self)
-        return None
-
-    return task_done
-
-
-def _shutting(original: Any) -> Any:
-    @functools.wraps(original)
-    def shutdown(self: Any, immediate: bool = False) -> Any:
-        result = original(self, immediate)
-        if immediate:
-            try:
-                discard(self)
-            except Exception:  # noqa: BLE001
-                _failed("queue.shutdown", self)
-        return result
-
-    return shutdown
-
-
-def instrument(patches: Patches) -> None:
-    """Replace the methods of `asyncio.Queue` through which every item goes."""
-    telemetry.explain_event, telemetry.explain_held = what_event_waits_on, waiting_items
-    patches.add(asyncio.Queue, "_hopwatch_line", None)
-    takers.instrument(patches)
-    patches.replace(asyncio.Queue, "put_nowait", _putting)
-    patches.replace(asyncio.Queue, "get_nowait", _getting)
-    patches.replace(asyncio.Queue, "task_done", _finishing)
-    if hasattr(asyncio.Queue, "shutdown"):  # from 3.13
-        patches.replace(asyncio.Queue, "shutdown", _shutting)
-    hopwatch_process.on_tick(look)
-
-
-# culsans, whose queues have slots and take no attribute, and whose async methods do not call the plain ones ------------
-
-
-def instrument_culsans(patches: Patches, queue: Any) -> None:
-    """The same on `culsans.Queue`, which a2a-sdk uses before Python 3.13."""
-    for name in ("put_nowait", "green_put", "sync_put"):
-        if not _goes_through(queue, name, "green_put"):
-            patches.replace(queue, name, _putting_culsans)
-    for name in ("get_nowait", "green_get", "sync_get"):
-        if not _goes_through(queue, name, "green_get"):
-            patches.replace(queue, name, _getting_culsans)
-    patches.replace(queue, "async_put", _putting_async)
-    patches.replace(queue, "async_get", _getting_async)
-    patches.replace(queue, "task_done", _finishing_culsans)
-    patches.replace(queue, "shutdown", _shutting)
-    patches.replace(queue, "clear", _clearing)
-
-
-def _goes_through(queue: Any, name: str, other: str) -> bool:
-    # culsans 0.11 writes sync_put as a call of green_put, and puts a copy of that one's code in its place.
-    return other in getattr(getattr(getattr(queue, name, None), "__code__", None), "co_names", ())
-
-
-def _put_done(queue: Any, item: Any) -> None:
-    try:
-        hop = _get()
-        line = _lines.get(id(queue))
-        if line is None:
-            if hop is None:
-                return
-            line = line_of(queue)
-            if line.inside:
-                line.inside.pop()  # the item itself, which is in the queue already
-        if hop is not None and line.plain:
-            hop.held += 1
-            line.inside.append(hop)
-            if hop.closed:
-                failed_to_hold(line, queue, item, hop)
-        else:
-            enqueued(line, queue, item, hop)
-    except Exception:  # noqa: BLE001
-        _failed("queue.put", queue)
-
-
-def _get_done(queue: Any, item: Any) -> None:
-    try:
-        line = _lines.get(id(queue))
-        if line is None:
-            return
-        if line.quick and line.inside:
-            hop = line.inside[0]
-            if hop is not None and take_quickly(line, hop):
-                return
-        dequeued(line, item)
-    except Exception:  # noqa: BLE001
-        _failed("queue.get", queue)
-
-
-def _putting_culsans(original: Any) -> Any:
-    @functools.wraps(original)
-    def put(self: Any, item: Any, *args: Any, **kwargs: Any) -> None:
-        original(self, item, *args, **kwargs)
-        _put_done(self, item)
-
-    return put
-
-
-def _getting_culsans(original: Any) -> Any:
-    @functools.wraps(original)
-    def get(self: Any, *args: Any, **kwargs: Any) -> Any:
-        _get_begun(self)
-        item = original(self, *args, **kwargs)
-        _get_done(self, item)
-        return item
-
-    return get
-
-
-def _get_begun(queue: Any) -> None:
-    # Its waits cannot be told from outside, as those of asyncio's queue can: so who comes back says so here.
-    try:
-        line = _lines.get(id(queue))
-        if line is not None and line.taken and not line.acknowledges:
-            task = _running()
-            if task is not None:
-                _came_back(line, task, None)
-    except Exception:  # noqa: BLE001
-        _failed("queue.get", queue)
-
-
-def _putting_async(original: Any) -> Any:
-    @functools.wraps(original)
-    async def async_put(self: Any, item: Any) -> None:
-        # It comes back in the same turn of the loop in which the item went in.
-        await original(self, item)
-        line = _lines.get(id(self))
-        if line is not _IGNORED and (line is not None or _get() is not None):
-            _put_done(self, item)
-
-    return async_put
-
-
-def _getting_async(original: Any) -> Any:
-    @functools.wraps(original)
-    async def async_get(self: Any) -> Any:
-        line = _lines.get(id(self))
-        if line is not None and line.taken:
-            _get_begun(self)
-        item = await original(self)
-        line = _lines.get(id(self))
-        if line is not None and line is not _IGNORED:
-            _get_done(self, item)
-        return item
-
-    return async_get
-
-
-def _finishing_culsans(original: Any) -> Any:
-    @functools.wraps(original)
-    def task_done(self: Any) -> None:
-        original(self)
-        try:
-            line = _lines.get(id(self))
-            if line is not None and line is not _IGNORED:
-                hop = line.single
-                if hop is None or line.taken:
-                    done_with(line)
-                else:
-                    done_quickly(line, hop)
-        except Exception:  # noqa: BLE001
-            _failed("queue.task_done", self)
-
-    return task_done
-
-
-def _clearing(original: Any) -> Any:
-    @functools.wraps(original)
-    def clear(self: Any) -> None:
-        original(self)
-        try:
-            line = known_line(self)
-            if line is not None:
-                _empty(line, "cancelled", "the queue was cleared")
-        except Exception:  # noqa: BLE001
-            _failed("queue.clear", self)
-
-    return clear
-
-
 def _in_child() -> None:
     # What is in the parent process's queues is the parent's.
-    _watched.clear()
-    _lines.clear()
+    watched.clear()
+    lines.clear()
     _adoptions.clear()
 
 
