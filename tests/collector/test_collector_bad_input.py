@@ -247,7 +247,9 @@ def test_gzip_in_several_parts_is_one_body():
 
 
 @pytest.mark.parametrize(
-    "body", [b"no gzip", gzip.compress(os.urandom(1000))[:500], gzip.compress(b"a") + b"rest"]
+    "body",
+    [b"no gzip", gzip.compress(os.urandom(1000))[:500], gzip.compress(b"a") + b"rest"],
+    ids=["no gzip", "cut", "with a rest"],
 )
 def test_what_is_no_gzip_is_malformed(body):
     with pytest.raises(otlp.Malformed):
