@@ -48,7 +48,7 @@ def read_private(path: str, what: str, longest: int) -> bytes:
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else str(error)
         raise TokenError(f"{what} {path!r} cannot be read: {why}") from None
-    with os.fdopen(opened, "rb") as file:
+    try:
         found = os.fstat(opened)
         if not stat.S_ISREG(found.st_mode):
             raise TokenError(f"{what} {path!r} is not a regular file")
@@ -61,7 +61,13 @@ def read_private(path: str, what: str, longest: int) -> bytes:
             raise TokenError(
                 f"{what} {path!r} has mode {mode:04o}, so that others can read or change it: chmod 600 it"
             )
-        content = file.read(longest + 1)
+        content = b""
+        while len(content) <= longest and (more := os.read(opened, longest + 1 - len(content))):
+            content += more
+    except OSError as error:
+        raise TokenError(f"{what} {path!r} cannot be read: {error.strerror}") from None
+    finally:
+        os.close(opened)
     if len(content) > longest:
         raise TokenError(f"{what} {path!r} is longer than {longest} bytes")
     return content
