@@ -14,6 +14,7 @@ import sys
 import httpx
 import uvicorn
 from a2a.client import ClientConfig, ClientFactory
+from a2a.client.errors import A2AClientError
 from a2a.helpers import new_data_part, new_task_from_user_message, new_text_message, new_text_part
 from a2a.server.agent_execution import AgentExecutor
 from a2a.server.tasks import TaskUpdater
@@ -62,10 +63,10 @@ class Worker(AgentExecutor):
         raise NotImplementedError
 
 
-async def ask(agent, text, webhook):
+async def ask(agent, text, webhook, path="/"):
     headers = {"x-api-key": secret("header"), "cookie": f"session={secret('cookie')}"}
     async with httpx.AsyncClient(timeout=60, headers=headers) as http:
-        url = f"http://{secret('user')}:{secret('password')}@{agent}/?key={secret('query')}"
+        url = f"http://{secret('user')}:{secret('password')}@{agent}{path}?key={secret('query')}"
         card = AgentCard(
             name="peer",
             supported_interfaces=[
@@ -101,6 +102,10 @@ async def user(port, agent):
     serving = asyncio.create_task(server.serve())
     while not server.started:
         await asyncio.sleep(0.01)
+    try:  # httpx quotes the whole URL, and the SDK hands that on
+        await ask(agent, secret("text"), "http://127.0.0.1:9/", "/nowhere")
+    except A2AClientError as error:
+        print(f"refused: {error}", flush=True)
     for how in ("end", HANG):
         path, pushed = inbox.expect()
         place = f"http://{secret('hookuser')}:{secret('hookpassword')}@127.0.0.1:{port}{path}?signature={secret('signature')}"
