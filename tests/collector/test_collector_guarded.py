@@ -35,6 +35,7 @@ from hopwatch import attributes as names
 from hopwatch.collector import connections, guard, receiver
 from hopwatch.collector.access import Access
 from hopwatch.collector.serve import Collector
+from hopwatch.collector.store import StoreBusyError
 
 pytestmark = pytest.mark.processes
 
@@ -478,6 +479,29 @@ def test_grpc_calls_beyond_the_limit_are_asked_to_come_back_and_none_is_lost_tha
             assert (
                 httpx.get(f"{one.url}/api/cascades/{cascade}", trust_env=False).json()["verdict"] == "settled"
             )
+
+
+@pytest.mark.parametrize("exporter", [HttpExporter, GrpcExporter], ids=["http", "grpc"])
+def test_a_stock_exporter_that_was_asked_to_come_back_does_and_nothing_is_lost(exporter, monkeypatch):
+    with within() as one:
+        write, asked = one._store.write, []
+
+        def busy_at_first(batch):
+            asked.append(batch)
+            if len(asked) == 1:
+                raise StoreBusyError("too much waits to be written")
+            return write(batch)
+
+        monkeypatch.setattr(one._store, "write", busy_at_first)
+        if exporter is HttpExporter:
+            sender = HttpExporter(endpoint=f"{one.url}/v1/traces", timeout=30)
+        else:
+            sender = GrpcExporter(endpoint=f"http://127.0.0.1:{one.grpc_port}", insecure=True, timeout=30)
+        span, cascade = a_span()
+        assert sender.export([span]) is SpanExportResult.SUCCESS
+        sender.shutdown()
+        assert len(asked) == 2
+        assert httpx.get(f"{one.url}/api/cascades/{cascade}", trust_env=False).json()["verdict"] == "settled"
 
 
 def test_the_token_is_in_no_output_of_the_collector(tmp_path, token, capfd):
