@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import secrets
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -53,12 +54,24 @@ def failed(hook: str) -> None:
 
 
 def reason_of(error: BaseException) -> str:
-    """An exception in a few words: its own `__str__` may raise, and may give what no exporter can encode."""
+    """An exception in a few words: its own `__str__` may raise, and may give what no exporter can encode.
+
+    Of the URLs in it passwords, queries and fragments are left out: httpx 0.28 quotes the whole URL of a request that was
+    refused, and a2a-sdk 1.3.0 hands that on.
+    """
     try:
         text = f"{type(error).__name__}: {error}"
     except Exception:  # noqa: BLE001 - it is the application's code
         text = type(error).__name__
-    return encodable(text[:200])
+    return encodable(without_url_secrets(text[:4_000])[:200])
+
+
+_URL: Final = re.compile(r"(?<=://)(?:[^\s/?#'\"<>]*@)?([^\s?#'\"<>]*)(?:[?#][^\s'\"<>]*)?")
+
+
+def without_url_secrets(text: str) -> str:
+    """The text, with neither user and password nor query and fragment in any URL."""
+    return _URL.sub(r"\1", text) if "://" in text else text
 
 
 def encodable(text: str) -> str:

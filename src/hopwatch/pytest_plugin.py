@@ -74,7 +74,9 @@ def cascade(request: pytest.FixtureRequest) -> Iterator[Cascade]:
     stash = request.config.stash
     try:
         if _connection not in stash:
-            stash[_connection] = Connection(os.environ.get("HOPWATCH_URL"))
+            stash[_connection] = Connection(
+                os.environ.get("HOPWATCH_URL"), os.environ.get("HOPWATCH_TOKEN_FILE")
+            )
         with opened(request.node.nodeid, stash[_connection]) as it:
             request.node.stash[_cascade] = it
             yield it

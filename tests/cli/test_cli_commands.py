@@ -12,6 +12,7 @@ from canned_cascades import ID, cascade, command, environment, free_port, hop, h
 from click.testing import CliRunner
 
 from hopwatch.cli.commands import hopwatch as commands
+from hopwatch.collector.access import Access
 
 FLYING = cascade("in_flight", [hop("a" * 16, state="open")])
 
@@ -286,7 +287,7 @@ def test_serve_passes_its_options_on(monkeypatch, tmp_path):
     assert done.exit_code == 0, done.output
     assert asked == {
         "host": "127.0.0.1", "port": 0, "grpc_port": 0, "store": str(store), "retain": 43_200.0, "max_size": 3 * 2**30,
-        "blackbox": None,
+        "blackbox": None, "access": Access(),
     }  # fmt: skip
 
 

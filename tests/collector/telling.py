@@ -220,7 +220,7 @@ class Running:
         self.process = process
         self.line = line
         found = re.fullmatch(
-            r"hopwatch collector: http://127\.0\.0\.1:(\d+) \(OTLP/HTTP and API\), grpc 127\.0\.0\.1:(\d+), store (.*)\n",
+            r"hopwatch collector: https?://127\.0\.0\.1:(\d+) \(OTLP/HTTP and API\), grpc 127\.0\.0\.1:(\d+), store (.*)\n",
             line,
         )
         assert found, line

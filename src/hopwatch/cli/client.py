@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import ssl
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 import httpx
 
 from hopwatch.cli.text import plain
+from hopwatch.tokens import VARIABLE, bearer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -30,6 +33,10 @@ class Unreachable(CollectorError):  # noqa: N818 - read as a sentence: `except U
 
 class NotKnown(CollectorError):  # noqa: N818
     """The collector answers, and does not know what was asked for."""
+
+
+class Unauthorized(CollectorError):  # noqa: N818
+    """The collector wants a token, and got none or another one."""
 
 
 class Refused(CollectorError):  # noqa: N818
@@ -60,17 +67,55 @@ def is_loopback(host: str | None) -> bool:
     return host is not None and (host in ("localhost", "::1") or host.startswith("127."))
 
 
-class Collector:
-    """The API of one collector, as a context manager that holds its connection."""
+def connection(url: str, token: str | None = None) -> httpx.Client:
+    """What speaks to a collector.
 
-    def __init__(self, url: str) -> None:
-        self.url = checked_url(url)
+    The certificate of an https address is checked by those that come with httpx, or by the file or folder that
+    `SSL_CERT_FILE` or `SSL_CERT_DIR` names.
+
+    Args:
+        url: the collector; the token goes there and nowhere else.
+        token: its token, if it wants one.
+
+    Raises:
+        Unreachable: the certificates cannot be read.
+    """
+    verify: ssl.SSLContext | bool = True
+    file, folder = os.environ.get("SSL_CERT_FILE") or None, os.environ.get("SSL_CERT_DIR") or None
+    if url.startswith("https://") and (file or folder):
+        try:
+            verify = ssl.create_default_context(cafile=file, capath=folder)
+        except OSError as error:  # ssl's own errors among them
+            raise Unreachable(
+                f"The certificates in {plain(file or folder)} cannot be read ({plain(error)}). "
+                "Set SSL_CERT_FILE to a file with those by which the collector's is checked."
+            ) from None
+    return httpx.Client(
+        headers={} if token is None else {"authorization": bearer(token)},
+        timeout=LONGEST_ANSWER,
         # A proxy that the environment names is for the world outside, never for this machine.
-        self._http = httpx.Client(
-            timeout=LONGEST_ANSWER,
-            trust_env=not is_loopback(urlsplit(self.url).hostname),
-            follow_redirects=False,
-        )
+        trust_env=not is_loopback(urlsplit(url).hostname),
+        follow_redirects=False,
+        verify=verify,
+    )
+
+
+class Collector:
+    """The API of one collector, as a context manager that holds its connection.
+
+    Args:
+        url: where it is.
+        token: what it wants of everybody, if it does.
+
+    Raises:
+        ValueError: the url is none.
+        Unreachable: `SSL_CERT_FILE` or `SSL_CERT_DIR` cannot be read.
+    """
+
+    def __init__(self, url: str, token: str | None = None) -> None:
+        self.url = checked_url(url)
+        self._has_token = token is not None
+        self._http = connection(self.url, token)
 
     def __enter__(self) -> Self:
         return self
@@ -125,6 +170,11 @@ class Collector:
                 "Look whether it is overloaded or stopped, or name another one with --url."
             ) from None
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
+            if "CERTIFICATE_VERIFY_FAILED" in str(error):
+                raise Unreachable(
+                    f"The certificate of the collector at {self.url} cannot be trusted ({plain(error)}). "
+                    "Set SSL_CERT_FILE to a file with the certificate of the authority that signed it."
+                ) from None
             raise Unreachable(
                 f"No collector can be reached at {self.url} ({plain(error) or type(error).__name__}). "
                 "Start one with `hopwatch serve`, or name another one with --url or HOPWATCH_URL."
@@ -141,6 +191,11 @@ class Collector:
             raise Unreachable(f"The collector at {self.url} failed with status {answer.status_code}{detail}.")
         if not isinstance(said, str):
             raise self._foreign()
+        if answer.status_code == 401:
+            what = "takes another token than this one" if self._has_token else "wants a token"
+            raise Unauthorized(
+                f"The collector at {self.url} {what}. Name the file that has it with --token-file or {VARIABLE}."
+            )
         if answer.status_code == 404:
             raise NotKnown(plain(said))
         raise Refused(f"The collector at {self.url} refuses this: {plain(said)}")

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 from hopwatch.cli.client import DEFAULT_URL, Collector, CollectorError, NotKnown, Refused, checked_url
+from hopwatch.collector.options import access_options
+from hopwatch.tokens import VARIABLE, TokenError, read_token
 from hopwatch.verdict import NAMES
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from hopwatch.cli.watch import Sight
+    from hopwatch.collector.access import Access
 
     Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -107,6 +110,13 @@ def _address(value: str) -> str:
         raise click.BadParameter(f"{error}.") from None
 
 
+def _token_in(value: str) -> str:
+    try:
+        return read_token(value)
+    except TokenError as error:
+        raise click.BadParameter(f"{error}.") from None
+
+
 def _fault(ctx: click.Context, param: click.Parameter, value: str) -> str:
     from hopwatch.demo.faults import FAULTS  # noqa: PLC0415 - only `demo` needs it
 
@@ -125,6 +135,18 @@ def _url(command: Command) -> Command:
         show_default=True,
         show_envvar=True,
         help="The collector.",
+    )(command)
+
+
+def _token(command: Command) -> Command:
+    return click.option(
+        "--token-file",
+        "token",
+        type=_token_in,
+        metavar="FILE",
+        envvar=VARIABLE,
+        show_envvar=True,
+        help="A file with the token that the collector wants, if it wants one.",
     )(command)
 
 
@@ -181,6 +203,7 @@ def hopwatch() -> None:
     metavar="DIR|off",
     help="Where this host's agents keep their black boxes; by default as theirs.",
 )
+@access_options
 def serve(
     *,
     host: str,
@@ -190,6 +213,7 @@ def serve(
     retain: float,
     max_size: int,
     blackbox: str | None,
+    access: Access,
 ) -> None:
     """Run a collector: OTLP in, verdicts out."""
     from hopwatch.collector.serve import ServeError  # noqa: PLC0415 - heavy, and only this command needs it
@@ -204,6 +228,7 @@ def serve(
             retain=retain,
             max_size=max_size,
             blackbox=_blackbox(blackbox),
+            access=access,
         )
     except ServeError as error:
         raise click.ClickException(str(error)) from None
@@ -220,12 +245,13 @@ def serve(
 )
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="At most so many.")
 @_url
+@_token
 @_json("the list")
-def ls(*, verdicts: tuple[str, ...], limit: int, url: str, as_json: bool) -> None:
+def ls(*, verdicts: tuple[str, ...], limit: int, url: str, token: str | None, as_json: bool) -> None:
     """List the latest cascades with their verdicts."""
     from hopwatch.cli import listing  # noqa: PLC0415 - rich is slow to import where JSON is wanted
 
-    with Collector(url) as collector:
+    with Collector(url, token) as collector:
         rows = collector.cascades(verdicts, limit)
     if as_json:
         _write_json({"cascades": rows})
@@ -241,13 +267,14 @@ def ls(*, verdicts: tuple[str, ...], limit: int, url: str, as_json: bool) -> Non
 @hopwatch.command()
 @_ID
 @_url
+@_token
 @_json("the cascade")
-def show(*, wanted: str, url: str, as_json: bool) -> None:
+def show(*, wanted: str, url: str, token: str | None, as_json: bool) -> None:
     """Show one cascade: its verdict, its hops, and what each open one waits on.
 
     ID is a cascade's id, or as much of its beginning as no other cascade has.
     """
-    with Collector(url) as collector:
+    with Collector(url, token) as collector:
         try:
             cascade = collector.cascade(wanted)
         except NotKnown as error:
@@ -282,6 +309,7 @@ def show(*, wanted: str, url: str, as_json: bool) -> None:
     "--strict", is_flag=True, help="Settled up to a peer that is not instrumented counts as unknown."
 )
 @_url
+@_token
 @_json("the final cascade")
 @click.pass_context
 def wait(
@@ -292,6 +320,7 @@ def wait(
     until: tuple[str, ...],
     strict: bool,
     url: str,
+    token: str | None,
     as_json: bool,
 ) -> None:
     """Wait until a cascade is over, and tell by the exit code how.
@@ -303,7 +332,7 @@ def wait(
     """
     from hopwatch.cli.watch import watch  # noqa: PLC0415 - only this command needs it
 
-    with Collector(url) as collector:
+    with Collector(url, token) as collector:
         sights = watch(collector.cascade, wanted, timeout=timeout, until=until, strict=strict)
         if as_json:
             last = _last(sights)
@@ -394,9 +423,10 @@ def demo(ctx: click.Context, *, fault: str, hold: bool, as_json: bool) -> None:
 
 @hopwatch.command()
 @_url
+@_token
 @_json("what was found")
 @click.pass_context
-def doctor(ctx: click.Context, *, url: str, as_json: bool) -> None:
+def doctor(ctx: click.Context, *, url: str, token: str | None, as_json: bool) -> None:
     """Look at what is instrumented here, where telemetry goes, and what stands in its way.
 
     Looks at the Python and the environment that it runs with: run it as your agents are run. Ends with 0 if there
@@ -404,7 +434,7 @@ def doctor(ctx: click.Context, *, url: str, as_json: bool) -> None:
     """
     from hopwatch.cli import doctor as surgery  # noqa: PLC0415 - only this command needs it
 
-    findings = surgery.examine(os.environ, url)
+    findings = surgery.examine(os.environ, url, token)
     healthy = not any(each.level == "problem" for each in findings)
     if as_json:
         _write_json({"ok": healthy, "findings": [each.as_dict() for each in findings]})
@@ -423,9 +453,10 @@ def doctor(ctx: click.Context, *, url: str, as_json: bool) -> None:
     help="Where the black boxes are; by default where agents put them.",
 )
 @_url
+@_token
 @_json("what was found")
 @click.pass_context
-def reap_dead(ctx: click.Context, *, folder: str | None, url: str, as_json: bool) -> None:
+def reap_dead(ctx: click.Context, *, folder: str | None, url: str, token: str | None, as_json: bool) -> None:
     """Tell a collector what was open in processes of this host that died.
 
     A collector on the same host does that by itself, and so does the next process of the same agent. Ends with 0, or
@@ -438,7 +469,7 @@ def reap_dead(ctx: click.Context, *, folder: str | None, url: str, as_json: bool
     if where is None:
         raise click.ClickException("Black boxes are switched off here; name a folder with --folder.")
     try:
-        found = dead.find(where, url)
+        found = dead.find(where, url, token)
     except BoxError as error:
         raise click.ClickException(f"{error}.") from None
     if as_json:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import secrets
 import time
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
 
 import httpx
 
 from hopwatch import attributes as names
-from hopwatch.cli.client import LONGEST_ANSWER, is_loopback
+from hopwatch.cli.client import connection
 from hopwatch.cli.text import count, plain, span
 from hopwatch.reaping import SPAN_NAME, Reaped, UndeliveredError, reap
 from hopwatch.records import abandoned_attributes
+from hopwatch.tokens import VARIABLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -24,19 +24,19 @@ AT_ONCE: Final = 5_000
 """Records of one request; a collector takes 16 MiB."""
 
 
-def find(folder: str, url: str) -> Reaped:
+def find(folder: str, url: str, token: str | None = None) -> Reaped:
     """Send what is in the boxes of dead processes to a collector, and remove those that it took.
 
     Args:
         folder: where the boxes are.
         url: of the collector, or of anything else that takes OTLP over HTTP.
+        token: what it wants of everybody, if it does.
 
     Raises:
         BoxError: the folder cannot be trusted.
+        Unreachable: `SSL_CERT_FILE` or `SSL_CERT_DIR` cannot be read.
     """
-    with httpx.Client(
-        timeout=LONGEST_ANSWER, trust_env=not is_loopback(urlsplit(url).hostname), follow_redirects=False
-    ) as http:
+    with connection(url, token) as http:
         return reap(folder, _sending(http, url))
 
 
@@ -52,6 +52,10 @@ def _sending(http: httpx.Client, url: str) -> Callable[[Box], None]:
                 raise UndeliveredError(
                     f"no collector can be reached at {url} ({plain(error) or type(error).__name__})"
                 ) from None
+            if answer.status_code == 401:
+                raise UndeliveredError(
+                    f"the collector at {url} wants its token: use --token-file or {VARIABLE}"
+                )
             if not answer.is_success:
                 raise UndeliveredError(f"the collector at {url} answered with status {answer.status_code}")
 

@@ -19,8 +19,9 @@ from urllib.parse import urlsplit
 from rich.table import Table
 from rich.text import Text
 
-from hopwatch.cli.client import Collector, CollectorError, is_loopback
+from hopwatch.cli.client import Collector, CollectorError, Unauthorized, is_loopback
 from hopwatch.cli.text import plain
+from hopwatch.tokens import sent_by_exporter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -76,6 +77,7 @@ def installed_version(distribution: str) -> str | None:
 def examine(
     environment: Mapping[str, str],
     url: str,
+    token: str | None = None,
     *,
     version: Callable[[str], str | None] = installed_version,
     connect: Callable[[str, int], str | None] | None = None,
@@ -85,6 +87,7 @@ def examine(
     Args:
         environment: the variables that an agent would have.
         url: the collector that the other commands would ask.
+        token: what they would bring.
         version: of an installed distribution, or None.
         connect: tries a host and a port; None if somebody listens there, else why not.
 
@@ -106,9 +109,9 @@ def examine(
     out.extend(_identity(environment))
     out.extend(_sampler(environment))
     out.extend(_own_spans(environment, version))
-    collector = _asked(url)
+    collector = _asked(url, token)
     out.append(collector)
-    out.extend(_exporter(environment, version, connect, url, reached=collector.level == "ok"))
+    out.extend(_exporter(environment, version, connect, url, token, reached=collector.level == "ok"))
     return out
 
 
@@ -254,9 +257,9 @@ def _own_spans(environment: Mapping[str, str], version: Callable[[str], str | No
 # Where it goes ---------------------------------------------------------------------------------------------------
 
 
-def _asked(url: str) -> Finding:
+def _asked(url: str, token: str | None) -> Finding:
     try:
-        with Collector(url) as collector:
+        with Collector(url, token) as collector:
             collector.cascades(limit=1)
     except CollectorError as error:
         sentence, _, remedy = str(error).partition(". ")
@@ -274,6 +277,7 @@ def _exporter(
     version: Callable[[str], str | None],
     connect: Callable[[str, int], str | None],
     url: str,
+    token: str | None,
     *,
     reached: bool,
 ) -> Iterator[Finding]:
@@ -317,8 +321,9 @@ def _exporter(
     endpoint, variable = _endpoint(environment, protocol, port)
     yield Finding("ok", "exporter", f"OTLP by {protocol} to {plain(endpoint)} ({variable or 'the default'})")
     yield from _endpoint_reached(
-        endpoint, variable=variable, protocol=protocol, port=port, connect=connect, url=url, reached=reached
-    )
+        endpoint, variable=variable, protocol=protocol, port=port, connect=connect, url=url, reached=reached,
+        token=token, sent=sent_by_exporter(environment),
+    )  # fmt: skip
 
 
 def _protocol(environment: Mapping[str, str], exporter: str) -> str:
@@ -351,6 +356,8 @@ def _endpoint_reached(
     connect: Callable[[str, int], str | None],
     url: str,
     reached: bool,
+    token: str | None,
+    sent: str | None,
 ) -> Iterator[Finding]:
     shown = plain(endpoint)
     named = variable or "OTEL_EXPORTER_OTLP_ENDPOINT"
@@ -397,11 +404,24 @@ def _endpoint_reached(
             "start a collector with `hopwatch serve`, or name the one that runs with OTEL_EXPORTER_OTLP_ENDPOINT",
         )  # fmt: skip
         return
-    if protocol == "http/protobuf" and _is_hopwatch(f"{parts.scheme}://{parts.netloc}"):
-        yield Finding("ok", "endpoint", f"a hopwatch collector answers at {plain(host)}:{at}")
-        return
     ours = urlsplit(url).hostname
     same = reached and (host == ours or (is_loopback(host) and is_loopback(ours)))
+    refused = same and protocol == "grpc" and token is not None and sent != token
+    if protocol == "http/protobuf":
+        try:
+            # With what the exporter sends there anyway, never with another token.
+            if _is_hopwatch(f"{parts.scheme}://{parts.netloc}", sent):
+                yield Finding("ok", "endpoint", f"a hopwatch collector answers at {plain(host)}:{at}")
+                return
+        except Unauthorized:
+            refused = True
+    if refused:
+        yield Finding(
+            "problem", "endpoint", f"the collector at {plain(host)}:{at} wants its token, and the exporter sends "
+            + ("another one" if sent else "none"),
+            "start agents with `hopwatch run --token-file FILE`, or set OTEL_EXPORTER_OTLP_HEADERS=authorization=Bearer%20TOKEN",
+        )  # fmt: skip
+        return
     if protocol == "grpc" and same:
         yield Finding(
             "ok", "endpoint", f"somebody listens at {plain(host)}:{at}, on the host of the collector"
@@ -413,10 +433,12 @@ def _endpoint_reached(
         )  # fmt: skip
 
 
-def _is_hopwatch(url: str) -> bool:
+def _is_hopwatch(url: str, token: str | None) -> bool:
     try:
-        with Collector(url) as collector:
+        with Collector(url, token) as collector:
             collector.cascades(limit=1)
+    except Unauthorized:
+        raise
     except (CollectorError, ValueError):
         return False
     return True

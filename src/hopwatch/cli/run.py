@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from hopwatch.cli.text import plain
+from hopwatch.tokens import VARIABLE, TokenError, put_into, read_token
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, MutableMapping, Sequence
@@ -101,7 +102,10 @@ def service_name(command: Sequence[str]) -> str:
 
 
 def set_defaults(
-    environment: MutableMapping[str, str], command: Sequence[str], url: str | None = None
+    environment: MutableMapping[str, str],
+    command: Sequence[str],
+    url: str | None = None,
+    token: str | None = None,
 ) -> None:
     """Put what an agent needs into its environment, where that says nothing yet.
 
@@ -109,6 +113,11 @@ def set_defaults(
         environment: is changed.
         command: the program and its arguments.
         url: the collector, if one was named; it then replaces what the environment says of OTLP.
+        token: what the collector wants, if it was named. Otherwise that in the file that `HOPWATCH_TOKEN_FILE` names
+            is sent, but only where it is us who say where telemetry goes: nobody else shall get it.
+
+    Raises:
+        TokenError: the file that `HOPWATCH_TOKEN_FILE` names cannot be used.
     """
     named = re.search(
         r"(?:^|,)\s*service\.name\s*=\s*[^\s,]", environment.get("OTEL_RESOURCE_ATTRIBUTES", "")
@@ -133,6 +142,14 @@ def set_defaults(
         environment["OTEL_EXPORTER_OTLP_ENDPOINT"] = (
             url or environment.get("HOPWATCH_URL", "").strip() or DEFAULT_URL
         ).rstrip("/")
+        authorities = environment.get("SSL_CERT_FILE", "").strip()
+        if authorities and environment["OTEL_EXPORTER_OTLP_ENDPOINT"].startswith("https://"):
+            _default(environment, "OTEL_EXPORTER_OTLP_CERTIFICATE", authorities)
+        file = environment.get(VARIABLE, "").strip()
+        if token is None and file:
+            token = read_token(file)
+    if token is not None:
+        put_into(environment, token)
     _default(environment, "OTEL_INSTRUMENTATION_A2A_SDK_ENABLED", "false")
 
 
@@ -410,7 +427,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             "no command is given. Write the program behind the options: hopwatch run -- python agent.py"
         )
     try:
-        set_defaults(os.environ, command, options.url)
+        try:
+            set_defaults(os.environ, command, options.url, options.token)
+        except TokenError as error:
+            raise RunError(f"{VARIABLE}: {error}.", 2) from None
         check_installed(os.environ, find(command))
         if options.drain is not None:
             os.environ["HOPWATCH_DRAIN"] = f"{options.drain:g}"
@@ -471,7 +491,7 @@ def _watch(command: list[str], path: str | None, *, gate: bool) -> NoReturn:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hopwatch run",
-        usage="hopwatch run [--gate] [--drain SECONDS] [--report FILE] [--url URL] -- COMMAND [ARGUMENT ...]",
+        usage="hopwatch run [--gate] [--drain SECONDS] [--report FILE] [--url URL] [--token-file FILE] -- COMMAND [ARGUMENT ...]",
         description="Run an agent as opentelemetry-instrument does, with an exporter to the collector. "
         "What the environment says goes before the defaults. The program takes the place of this process.",
         allow_abbrev=False,
@@ -497,6 +517,13 @@ def _parser() -> argparse.ArgumentParser:
         "--url", type=_address, help=f"the collector; by default HOPWATCH_URL, or {DEFAULT_URL}"
     )
     parser.add_argument(
+        "--token-file",
+        dest="token",
+        type=_token,
+        metavar="FILE",
+        help=f"a file with the token that the collector wants, if it wants one; by default {VARIABLE}",
+    )
+    parser.add_argument(
         "command", nargs=argparse.REMAINDER, metavar="COMMAND", help="the program and its arguments"
     )
     return parser
@@ -516,6 +543,13 @@ def _address(text: str) -> str:
     if not re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", text.strip()):
         raise argparse.ArgumentTypeError(f"{text!r} is not an address such as {DEFAULT_URL}")
     return text.strip().rstrip("/")
+
+
+def _token(text: str) -> str:
+    try:
+        return read_token(text)
+    except TokenError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _say(sentence: str) -> None:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from hopwatch.collector import serve as running
+from hopwatch.collector.options import access_options
+
+if TYPE_CHECKING:
+    from hopwatch.collector.access import Access
 
 
 @click.command()
@@ -15,8 +21,16 @@ from hopwatch.collector import serve as running
 @click.option("--retain", default=running.RETAIN, show_default=True, help="As 7d, 12h, 30m, 45s.")
 @click.option("--max-size", default="2G", show_default=True, help="As 500M, 2G.")
 @click.option("--blackbox", metavar="DIR|off", help="Where this host's agents keep their black boxes.")
+@access_options
 def main(
-    host: str, port: int, grpc_port: int, store: str | None, retain: str, max_size: str, blackbox: str | None
+    host: str,
+    port: int,
+    grpc_port: int,
+    store: str | None,
+    retain: str,
+    max_size: str,
+    blackbox: str | None,
+    access: Access,
 ) -> None:
     """Run a collector."""
     try:
@@ -25,7 +39,7 @@ def main(
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     try:
-        running.serve(host, port, grpc_port, store, kept, size, folder)
+        running.serve(host, port, grpc_port, store, kept, size, folder, access)
     except running.ServeError as error:
         raise click.ClickException(str(error)) from None
 

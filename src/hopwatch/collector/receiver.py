@@ -11,6 +11,7 @@ import threading
 import time
 import zlib
 from concurrent import futures
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import anyio
@@ -25,6 +26,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from hopwatch.collector import otlp
+from hopwatch.collector.access import Access
+from hopwatch.collector.guard import GrpcGuard
+from hopwatch.collector.status import status_bytes
 from hopwatch.collector.store import StoreBusyError, StoreError
 
 if TYPE_CHECKING:
@@ -45,6 +49,8 @@ BODY_TIMEOUT: Final = 30.0
 """Seconds that a sender may take for one body."""
 STEP: Final = 64 * 1024
 GRPC_THREADS: Final = 4
+MAX_CALLS: Final = 64
+"""gRPC calls at once; more are asked to come back."""
 READERS: Final = 2
 """Threads that unpack and read bodies; more of them would only wait for each other."""
 
@@ -242,19 +248,28 @@ def _error(refused: Refused, kind: str) -> Response:
     return Response(orjson.dumps(content), refused.status, refused.headers, "application/json")
 
 
-def status_bytes(code: int, message: str) -> bytes:
-    """A google.rpc.Status, encoded by hand: its generated class is in a package that nothing else here needs."""
-    text = message.encode(errors="replace")[:8_000]
-    length = bytearray()
-    size = len(text)
-    while size > 127:
-        length.append(size & 127 | 128)
-        size >>= 7
-    length.append(size)
-    return bytes((0x08, code, 0x12)) + bytes(length) + text
-
-
 # gRPC ----------------------------------------------------------------------------------------------------------
+
+
+class _Pool(futures.ThreadPoolExecutor):
+    """Threads that know how many calls they have before them."""
+
+    pending = 0
+
+    def submit(self, *args: Any, **kwargs: Any) -> Any:
+        future = super().submit(*args, **kwargs)
+        with self._counting:
+            self.pending += 1
+        future.add_done_callback(self._done)
+        return future
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._counting = threading.Lock()
+        super().__init__(*args, **kwargs)
+
+    def _done(self, _: Any) -> None:
+        with self._counting:
+            self.pending -= 1
 
 
 class GrpcReceiver:
@@ -262,18 +277,26 @@ class GrpcReceiver:
 
     Args:
         store: what takes the records.
+        access: what a call has to bring, and the certificate to show.
         max_body: bytes of a message, unpacked.
         clock: Unix nanoseconds.
     """
 
     def __init__(
-        self, store: Store, *, max_body: int = MAX_BODY, clock: Callable[[], int] = time.time_ns
+        self,
+        store: Store,
+        access: Access | None = None,
+        *,
+        max_body: int = MAX_BODY,
+        clock: Callable[[], int] = time.time_ns,
     ) -> None:
         self._store = store
         self._clock = clock
-        self._pool = futures.ThreadPoolExecutor(GRPC_THREADS, thread_name_prefix="hopwatch-grpc")
+        self._access = access or Access()
+        self._pool = _Pool(GRPC_THREADS, thread_name_prefix="hopwatch-grpc")
         self._server = grpc.server(
             self._pool,
+            interceptors=[GrpcGuard(self._access, lambda: self._pool.pending >= MAX_CALLS)],
             options=[
                 ("grpc.max_receive_message_length", max_body),
                 (
@@ -282,7 +305,8 @@ class GrpcReceiver:
                 ),  # or a second collector would share the port, and half of the records
             ],
             compression=grpc.Compression.NoCompression,
-            maximum_concurrent_rpcs=64,
+            # Beyond this gRPC itself refuses, with a code after which not every exporter tries again.
+            maximum_concurrent_rpcs=4 * MAX_CALLS,
         )
         self._reading = threading.Semaphore(READERS)
         trace_service_pb2_grpc.add_TraceServiceServicer_to_server(self._service("traces"), self._server)
@@ -293,10 +317,18 @@ class GrpcReceiver:
         """Bind, start, and say which port it is.
 
         Raises:
-            RuntimeError: the port is taken.
+            RuntimeError: the port is taken, or the certificate cannot be read.
         """
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        bound = int(self._server.add_insecure_port(address))
+        tls = self._access.tls
+        if tls is None:
+            bound = int(self._server.add_insecure_port(address))
+        else:
+            try:
+                pair = Path(tls.key).read_bytes(), Path(tls.cert).read_bytes()
+            except OSError as error:
+                raise RuntimeError(str(error)) from None
+            bound = int(self._server.add_secure_port(address, grpc.ssl_server_credentials([pair])))
         if bound == 0:
             raise RuntimeError(f"cannot listen at {address}")
         self._server.start()

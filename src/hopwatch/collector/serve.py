@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import socket
+import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -19,7 +20,10 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 
 from hopwatch.blackbox import BoxError, checked_folder
+from hopwatch.collector.access import Access, address_of, check, warnings
 from hopwatch.collector.api import Api, on_failure, on_http_error
+from hopwatch.collector.connections import BoundedHttp
+from hopwatch.collector.guard import Guard
 from hopwatch.collector.judged import Judge
 from hopwatch.collector.reaper import Reaper
 from hopwatch.collector.receiver import GrpcReceiver, HttpReceiver
@@ -114,9 +118,11 @@ class Collector:
         retain: seconds that a cascade is kept after its last record.
         max_size: bytes that the store may grow to.
         blackbox: the folder of the black boxes of this host's agents, which this collector alone looks into; None for none.
+        access: what a request has to bring; None is `Access()`, which asks for nothing and allows loopback alone.
 
     Raises:
-        ServeError: a port is taken, the host is no address of this machine, or the store or the folder cannot be used.
+        ServeError: a port is taken, the host is no address of this machine, may be reached from elsewhere and access does
+            not allow that, or the store or the folder cannot be used.
     """
 
     def __init__(
@@ -129,8 +135,17 @@ class Collector:
         retain: float = 7 * 86_400,
         max_size: int = MAX_SIZE,
         blackbox: str | None = None,
+        access: Access | None = None,
     ) -> None:
         self.host = host
+        self.access = access or Access()
+        try:
+            self.address = address_of(host)
+            check(host, self.address, self.access)
+        except OSError as error:
+            raise ServeError(_cannot(host, port, error)) from None
+        except ValueError as error:
+            raise ServeError(str(error)) from None
         if blackbox is not None:
             try:
                 checked_folder(blackbox)
@@ -138,7 +153,7 @@ class Collector:
                 raise ServeError(f"{error}; or use --blackbox") from None
         location = default_store() if store is None else store
         # Sockets first: a port that is taken shall not leave a new store behind.
-        self._socket = _bind(host, port)
+        self._socket = _bind(self.address, port)
         try:
             self._store: Store = SqliteStore(location, retain=retain, max_bytes=max_size)
         except StoreError as error:
@@ -146,9 +161,9 @@ class Collector:
             raise ServeError(str(error)) from None
         self.location = str(location)
         self.port = int(self._socket.getsockname()[1])
-        self._grpc = GrpcReceiver(self._store)
+        self._grpc = GrpcReceiver(self._store, self.access)
         try:
-            self.grpc_port = self._grpc.listen(host, grpc_port)
+            self.grpc_port = self._grpc.listen(self.address, grpc_port)
         except RuntimeError:
             self._grpc.stop(0)
             self._socket.close()
@@ -157,23 +172,26 @@ class Collector:
         self._reaper = Reaper(self._store, blackbox) if blackbox is not None else None
         self._server = _Server(
             uvicorn.Config(
-                application(self._store),
+                Guard(application(self._store), host, self.address, self.access),
+                http=BoundedHttp,
+                ssl_certfile=self.access.tls.cert if self.access.tls else None,
+                ssl_keyfile=self.access.tls.key if self.access.tls else None,
                 log_config=None,
                 access_log=False,
                 lifespan="off",
                 server_header=False,
+                proxy_headers=False,  # nothing depends on what a proxy says, and anybody may say it
                 ws="none",
                 timeout_keep_alive=30,
                 timeout_graceful_shutdown=STOP_WITHIN,
                 limit_concurrency=512,
-                h11_max_incomplete_event_size=64 * 1024,
             )
         )
 
     @property
     def url(self) -> str:
         """Where it is reached over HTTP."""
-        return f"http://{_shown_host(self.host)}:{self.port}"
+        return f"http{'s' if self.access.tls else ''}://{_shown_host(self.host)}:{self.port}"
 
     @property
     def ready_line(self) -> str:
@@ -210,6 +228,7 @@ def serve(
     retain: float = 7 * 86_400,
     max_size: int = MAX_SIZE,
     blackbox: str | None = None,
+    access: Access | None = None,
 ) -> None:
     """Run a collector until SIGINT or SIGTERM. One line on stdout says when it is ready, and where.
 
@@ -217,8 +236,10 @@ def serve(
         ServeError: as of `Collector`.
     """
     collector = Collector(
-        host, port, grpc_port, store=store, retain=retain, max_size=max_size, blackbox=blackbox
+        host, port, grpc_port, store=store, retain=retain, max_size=max_size, blackbox=blackbox, access=access
     )
+    for warning in warnings(host, collector.address, collector.access):
+        sys.stderr.write(f"Warning: {warning}.\n")
     # Hops are many, live long and hold no cycles: looking through all of them often is time lost.
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
@@ -269,10 +290,12 @@ def _bind(host: str, port: int) -> socket.socket:
         bound.close()
         if error.errno == errno.EADDRINUSE:
             raise ServeError(_taken(host, port, "--port")) from None
-        raise ServeError(
-            f"cannot listen at {host}:{port}: {error.strerror or error}; see --host and --port"
-        ) from None
+        raise ServeError(_cannot(host, port, error)) from None
     return bound
+
+
+def _cannot(host: str, port: int, error: OSError) -> str:
+    return f"cannot listen at {_shown_host(host)}:{port}: {error.strerror or error}; see --host and --port"
 
 
 def _taken(host: str, port: int, option: str) -> str:

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from hopwatch import process as hopwatch_process
 from hopwatch.ledger import Note
 from hopwatch.testing.leftovers import NOBODY, whose
+from hopwatch.tokens import VARIABLE, TokenError, bearer, put_into, read_token
 from hopwatch.verdict import FINAL, NAMES
 
 if TYPE_CHECKING:
@@ -60,17 +61,22 @@ class Connection:
 
     Args:
         url: of a collector that runs; by default one is started, in this process and on a free port.
+        token_file: a file with the token that the collector at `url` wants, if it wants one.
 
     Raises:
         SetUpError: something that is needed is not installed, or the collector does not start.
     """
 
-    def __init__(self, url: str | None = None) -> None:
+    def __init__(self, url: str | None = None, token_file: str | None = None) -> None:
         self._undo = contextlib.ExitStack()
+        self.token_file = token_file if url else None
         try:
+            self.token = read_token(self.token_file) if self.token_file else None
             self.url = url.strip().rstrip("/") if url else self._start_collector()
             self._export()
             self._instrument()
+        except TokenError as error:
+            raise SetUpError(f"{VARIABLE}: {error}") from None
         except ModuleNotFoundError as error:
             self._undo.close()
             raise SetUpError(
@@ -136,7 +142,8 @@ class Connection:
         # A proxy that the environment names is for the world outside, never for this machine.
         session.trust_env = urlsplit(self.url).hostname not in ("localhost", "127.0.0.1", "::1")
         self._undo.callback(session.close)
-        exporter = OTLPSpanExporter(f"{self.url}/v1/traces", timeout=5, session=session)
+        headers = {"authorization": bearer(self.token)} if self.token is not None else None
+        exporter = OTLPSpanExporter(f"{self.url}/v1/traces", headers=headers, timeout=5, session=session)
         self._processor = BatchSpanProcessor(exporter)
         provider.add_span_processor(self._processor)
         self._undo.callback(self._processor.shutdown)
@@ -231,6 +238,11 @@ class Cascade:
             "OTEL_TRACES_SAMPLER": "parentbased_always_on",
             "OTEL_INSTRUMENTATION_A2A_SDK_ENABLED": "false",
         }
+        if self._connection.token_file is not None and self._connection.token is not None:
+            out[VARIABLE] = self._connection.token_file
+            put_into(out, self._connection.token)
+            # It goes before the one above, so one from outside would keep the token away.
+            out["OTEL_EXPORTER_OTLP_TRACES_HEADERS"] = out["OTEL_EXPORTER_OTLP_HEADERS"]
         if name is not None:
             out["OTEL_SERVICE_NAME"] = name
         return out
@@ -339,7 +351,7 @@ class Cascade:
         from hopwatch.cli.client import Collector  # noqa: PLC0415 - httpx is slow to import
         from hopwatch.cli.watch import watch  # noqa: PLC0415
 
-        with Collector(self.url) as collector:
+        with Collector(self.url, self._connection.token) as collector:
 
             def ask(wanted: str, longest: float) -> dict[str, Any]:
                 self._connection.flush()
