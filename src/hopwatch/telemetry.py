@@ -406,6 +406,8 @@ class Telemetry:
             self._beat(process, hops, now)
         elif self._to_look_at:
             self._look_at_some()
+            if hops and not self._to_look_at:
+                self._beat(process, hops, now)  # the last one was told before this round was through
         for hop in hops:
             span = hop.span
             if not isinstance(span, HopSpan) or hop.closed:

@@ -469,7 +469,8 @@ def _circles(found: _Findings) -> list[str]:
     out = []
     for circle in found.circles():
         told = _told(circle, found)
-        undone = f", undone by a timeout at {_clock(int(told['until'] * SECOND))}" if "until" in told else ""
+        until = told.get("until")
+        undone = f", which a timeout at {_clock(int(until * SECOND))} may undo" if until is not None else ""
         out.append(f"deadlock over {_listed(told['agents'])}{undone}: {told['words']}")
     return out
 
@@ -493,7 +494,8 @@ def _told(circle: tuple[across.Step, ...], found: _Findings) -> dict[str, Any]:
         if step.kind == "answer":
             send = found.tree.hops[to.parent or ""]
             mine = any(each is hop for each in found.tree.above(send))
-            wants = f"the answer of {to.agent} to {'its' if mine else 'the'} {describe(send)}"
+            whose = f"its {send.name}" if mine else f"{send.name} of {send.agent}"
+            wants = f"the answer of {to.agent} to {whose}{f' to {send.peer_name}' if send.peer_name else ''}"
             said = f"waits for {wants}{where}" if mine else f"waits for {what}{where}, and so for {wants}"
         elif step.kind == "lock":
             wants = what
