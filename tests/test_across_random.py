@@ -70,6 +70,7 @@ class World:
         self.holders = {}
         self.queues = {}
         self.set = set()
+        self.answered = set()
         self.transit = []
         """(when, what happens then)."""
         self.hops = {}
@@ -88,10 +89,22 @@ class World:
             parent.children += 1
         return made
 
-    def arrive(self, process, program, caller=None, send=None):
+    def arrive(self, process, program, caller=None, send=None, *, blocking=True):
         request = self.hop(process, "request", send, remote=send is not None)
         execution = self.hop(process, "execution", request)
-        self.runs.append(Run(process, list(program), execution, request, caller, send))
+        run = Run(process, list(program), execution, request, caller, send)
+        self.runs.append(run)
+        if not blocking:
+            self.answer(run)
+
+    def answer(self, run):
+        """Answer the request of an execution; its hop ends a little later."""
+        if run.request.id in self.answered:
+            return
+        self.answered.add(run.request.id)
+        self.later(lambda: self.end(run.request))
+        if run.caller is not None:
+            self.later(lambda: self.go_on(run.caller, run.send))
 
     def end(self, hop):
         process = self.processes["abcdef".index(hop.agent)]
@@ -119,9 +132,7 @@ class World:
         if not run.program:
             self.runs.remove(run)
             self.end(run.execution)
-            self.end(run.request)
-            if run.caller is not None:
-                self.later(lambda: self.answered(run.caller, run.send))
+            self.answer(run)
             return
         what, *more = run.program.pop(0)
         if what == "work":
@@ -148,15 +159,15 @@ class World:
                 if each.doing == ("event", more[0]):
                     each.goes("ready")
         elif what == "send":
-            to, program, timeout = more
+            to, program, timeout, blocking = more
             send = self.hop(run.process, "send", run.execution)
             until = self.now + timeout * SECOND if timeout else None
             run.goes("send", send, until)
-            self.later(lambda: self.arrive(to, program, run, send))
+            self.later(lambda: self.arrive(to, program, run, send, blocking=blocking))
             if until is not None:
-                self.transit.append((until, lambda: self.answered(run, send)))
+                self.transit.append((until, lambda: self.go_on(run, send)))
 
-    def answered(self, run, send):
+    def go_on(self, run, send):
         """The answer has come, or the time for it is over."""
         if run.doing[:2] == ("send", send):
             self.end(send)
@@ -206,9 +217,12 @@ class World:
         told = {}
         if hop.kind == "request":
             moves, asks, expires, rests_on = False, [], None, {hop.id}
-            told["owes"] = True
+            if hop.id not in self.answered:
+                told["owes"] = True
         else:
-            run = next(each for each in self.runs if hop in (each.execution, each.doing[1:2] and each.doing[1]))
+            run = next(
+                each for each in self.runs if hop in (each.execution, each.doing[1:2] and each.doing[1])
+            )
             moves, asks, expires, rests_on = self.waits(run)
             if run.doing[0] == "lock" and hop is run.execution:
                 told.update(kind="lock", what="lock", holder_hop=self.holders[run.doing[1]].execution.id)
@@ -269,12 +283,14 @@ def programs(processes, depth):
     if depth:
         below = programs(processes, depth - 1)
         sends = st.tuples(
-            st.just("send"), st.integers(0, processes - 1), below, st.sampled_from((0, 0, 0, 20))
+            st.just("send"),
+            st.integers(0, processes - 1),
+            below,
+            st.sampled_from((0, 0, 0, 20)),
+            st.sampled_from((True, True, False)),
         )
         inside = st.one_of(sends.map(lambda each: [each]), steps)
-        taken = st.tuples(lock, inside).map(
-            lambda each: [("take", each[0]), *each[1], ("release", each[0])]
-        )
+        taken = st.tuples(lock, inside).map(lambda each: [("take", each[0]), *each[1], ("release", each[0])])
         steps = st.one_of(sends.map(lambda each: [each]), taken, taken, steps)
     else:
         steps = st.one_of(lock.map(lambda number: [("take", number), ("work",), ("release", number)]), steps)
@@ -286,7 +302,7 @@ def roots(processes):
     plain = programs(processes, 3)
     below = programs(processes, 2)
     held = st.tuples(st.integers(1, processes - 1), below, st.sampled_from((0, 0, 20))).map(
-        lambda each: [("take", 0), ("send", *each), ("release", 0)]
+        lambda each: [("take", 0), ("send", *each, True), ("release", 0)]
     )
     return st.one_of(held, plain)
 
