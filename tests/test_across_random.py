@@ -179,8 +179,8 @@ class World:
 
     def circle(self):
         """Whether executions of several processes wait for one another round and round."""
-        for run in self.runs:
-            seen = []
+        for first in self.runs:
+            run, seen = first, []
             while run is not None and run not in seen:
                 seen.append(run)
                 if run.doing[0] == "lock":

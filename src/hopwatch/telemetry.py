@@ -573,8 +573,10 @@ def _force_flush(provider: Any) -> None:
         flush()
 
 
-explain_event: Callable[[Entry, waits.Timers | None], tuple[dict[str, Any], bool]] | None = None
-"""Says what an item in a queue waits on; set by who instruments queues."""
+explain_event: (
+    Callable[[Entry, waits.Timers | None, list[Any] | None], tuple[dict[str, Any], bool]] | None
+) = None
+"""Says what an item in a queue waits on, as `of_entry` does; set by who instruments queues."""
 explain_held: Callable[[Entry, waits.Timers | None], list[tuple[dict[str, Any], bool]]] | None = None
 """Says what the items wait on that a hop only counts; set by who instruments queues."""
 asks: Callable[[object], str | None] | None = None
@@ -660,9 +662,7 @@ def of_entry(
 ) -> tuple[dict[str, Any], bool] | None:
     """What one entry waits on, by the asyncio task that does its work; None where no task is known."""
     if entry.kind == "event" and explain_event is not None and not isinstance(entry, Note):
-        if rests_on is not None:
-            rests_on.append(None)
-        return explain_event(entry, timers)
+        return explain_event(entry, timers, rests_on)
     task = entry.runner() if entry.runner is not None else None
     if task is None:
         return (
@@ -678,12 +678,23 @@ def of_entry(
         else None
     )
     ledger = entry.parent.ledger if isinstance(entry, Note) else entry.ledger
+    wait = of_task(task, ledger, made_in=made_in, timers=timers, rests_on=rests_on)
+    return wait.as_dict(), wait.moves
+
+
+def of_task(
+    task: Any,
+    ledger: Ledger,
+    *,
+    made_in: str | None = None,
+    timers: waits.Timers | None = None,
+    rests_on: list[Any] | None = None,
+) -> waits.Wait:
+    """What a task waits on, with what is known of its locks, of the messages that it sends, and of the hops of a ledger."""
     across = waits.Across(asks, functools.partial(_hop_of, ledger)) if asks is not None else None
-    wait = waits.of_task(
+    return waits.of_task(
         task, holder_of=holder_of, made_in=made_in, timers=timers, across=across, rests_on=rests_on
     )
-    told = wait.as_dict()
-    return told, wait.moves
 
 
 _ENTRIES: Final = 2048

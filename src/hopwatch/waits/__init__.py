@@ -22,7 +22,7 @@ a Python without the GIL nothing here is safe.
 from hopwatch.waits.chain import is_application
 from hopwatch.waits.graph import Deadlock, Free, Known
 from hopwatch.waits.graph import find as deadlocks
-from hopwatch.waits.judging import glance, of_task
+from hopwatch.waits.judging import asked, glance, of_task
 from hopwatch.waits.timers import Timers
 from hopwatch.waits.wait import Across, Wait
 
@@ -33,6 +33,7 @@ __all__ = [
     "Known",
     "Timers",
     "Wait",
+    "asked",
     "deadlocks",
     "glance",
     "is_application",

@@ -152,7 +152,7 @@ def _told(wait: Wait, task: object, frames: list[Frame]) -> Wait:
     )
 
 
-def _asked(waits: Collection[Wait]) -> tuple[tuple[str, ...], float | None]:
+def asked(waits: Collection[Wait]) -> tuple[tuple[str, ...], float | None]:
     """Return which sends have to be answered for any of these waits to end, and when a timer ends one of them.
 
     Nothing where one of them may end for another reason.
@@ -223,8 +223,8 @@ class _Look:
             place = decisive.place
         self.rests_on.append((task, future))
         wait = self._inner(frames, decisive, tail, future, place=LIBRARY if lost else place, depth=depth)
-        if wait.kind == "socket" and self.across is not None and (asked := self.across.asks(task)):
-            wait = replace(wait, asks=(asked,))
+        if wait.kind == "socket" and self.across is not None and (send := self.across.asks(task)):
+            wait = replace(wait, asks=(send,))
         if waits_for(task) is not future:
             return _told(
                 RUNNING, task, []
@@ -316,7 +316,7 @@ class _Look:
             )
         held = tuple(self.at_task(holder, place, depth + 1) for holder in alive[:LISTED])
         moves = any(wait.moves for wait in held) or len(alive) > LISTED
-        asks, expires = _asked(held) if len(alive) <= LISTED else ((), None)
+        asks, expires = asked(held) if len(alive) <= LISTED else ((), None)
         hop = self.across.hop_of(alive[0]) if self.across is not None and len(holders) == 1 else None
         return Wait(
             kind,
@@ -408,7 +408,7 @@ class _Look:
                 listed.append(wait)
         things = "task" if all(is_a(one, TASK_TYPES) for one in pending) else "future"
         what = f"{len(pending)} {things}{'s' * (len(pending) != 1)} ({kind.replace('_', ' ')})"
-        asks, expires = _asked(seen) if pending and len(seen) == len(pending) else ((), None)
+        asks, expires = asked(seen) if pending and len(seen) == len(pending) else ((), None)
         return Wait(kind, moves=moves, what=what, of=tuple(listed), asks=asks, expires=expires)
 
     def confirmed(self, wait: Wait) -> Wait:
