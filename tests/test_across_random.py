@@ -178,7 +178,7 @@ class World:
         return not self.transit and all(run.doing[0] in ("lock", "event", "send") for run in self.runs)
 
     def circle(self):
-        """Whether executions of several processes wait for one another round and round."""
+        """Whether executions wait for one another round and round, by way of a message."""
         for first in self.runs:
             run, seen = first, []
             while run is not None and run not in seen:
@@ -189,7 +189,7 @@ class World:
                     run = next((each for each in self.runs if each.send is run.doing[1]), None)
                 else:
                     run = None
-            if run is not None and len({each.process for each in seen[seen.index(run) :]}) > 1:
+            if run is not None and any(each.doing[0] == "send" for each in seen[seen.index(run) :]):
                 return True
         return False
 

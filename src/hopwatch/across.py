@@ -57,7 +57,7 @@ class Standstill:
 
     Attributes:
         until: when a timer undoes it, in Unix seconds by the clock of its agent; None where none is pending.
-        circles: who waits for whom round and round, over two processes or more; shortest first.
+        circles: who waits for whom round and round, by way of at least one message; shortest first.
     """
 
     until: float | None
@@ -157,11 +157,11 @@ def _circles(
     found: list[tuple[Step, ...]] = []
     told: set[str] = set()
     for hop in sorted(opened, key=lambda each: (each.started, each.id)):
-        # Every circle over two processes leads through a send, so it is enough to begin with who waits for one.
+        # A circle that leads through no message is its own process's to tell.
         if hop.id in told or not any(step.kind == "answer" for step in steps[hop.id]):
             continue
         circle = _shortest(hop, steps)
-        if circle is not None and len({step.hop.instance for step in circle}) > 1:
+        if circle is not None:
             told.update(step.hop.id for step in circle)
             found.append(circle)
     found.sort(key=len)

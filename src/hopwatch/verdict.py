@@ -87,7 +87,7 @@ class Verdict:
     opaque: list[str] = field(default_factory=list)
     """Peers that hopwatch cannot see into; a `settled` is up to them."""
     deadlocks: list[dict[str, Any]] = field(default_factory=list)
-    """Circles of hops of several processes that wait for one another: `words`, `agents`, `edges`, and `until` where a timer undoes it."""
+    """Circles of hops that wait for one another by way of messages: `words`, `agents`, `edges`, and `until` where a timer undoes it."""
 
     @property
     def final(self) -> bool:
@@ -465,7 +465,7 @@ def _deadlocks(found: _Findings) -> list[str]:
 
 
 def _circles(found: _Findings) -> list[str]:
-    """The circles over several processes, with all of their steps."""
+    """The circles that lead through messages, with all of their steps."""
     out = []
     for circle in found.circles():
         told = _told(circle, found)
