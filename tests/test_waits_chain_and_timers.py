@@ -39,7 +39,8 @@ async def look(task, **known):
 
 def test_the_package_has_these_functions_and_types():
     of_waits = ["Timers", "Wait", "glance", "is_application", "of_task"]
-    assert sorted(waits.__all__) == ["Deadlock", "Free", "Known", *of_waits[:2], "deadlocks", *of_waits[2:]]
+    of_locks = ["Across", "Deadlock", "Free", "Known"]
+    assert sorted(waits.__all__) == [*of_locks, *of_waits[:2], "asked", "deadlocks", *of_waits[2:]]
 
 
 # --- the chain -----------------------------------------------------------------------------------------------------

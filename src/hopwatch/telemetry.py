@@ -7,6 +7,8 @@ to export, for an exporter that hangs must hang nobody else.
 
 from __future__ import annotations
 
+import functools
+import math
 import random
 import secrets
 import threading
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Link, Span
 
     from hopwatch.blackbox import BlackBox
-    from hopwatch.ledger import Entry, Kind
+    from hopwatch.ledger import Entry, Kind, Ledger
     from hopwatch.process import Process
 
 SECOND: Final = 1_000_000_000
@@ -95,7 +97,18 @@ class Seed:
 class HopSpan:
     """A hop's span, and what was last said of it."""
 
-    __slots__ = ("context", "markers", "moves", "name", "recording", "sampled", "span", "told")
+    __slots__ = (
+        "context",
+        "markers",
+        "moves",
+        "name",
+        "recording",
+        "rests_on",
+        "sampled",
+        "since",
+        "span",
+        "told",
+    )
 
     def __init__(self, span: Span, context: SpanContext, name: str, *, recording: bool) -> None:
         self.span = span
@@ -106,6 +119,23 @@ class HopSpan:
         self.told: dict[str, Any] | None = None
         self.moves: bool | None = None
         self.sampled = 0
+        self.rests_on: list[Any] = []
+        """Weak references to the futures that the last answer rests on."""
+        self.since = 0.0
+        """Since when it has rested on these, in Unix seconds."""
+
+    def stands_still(self, rests_on: list[Any]) -> float | None:
+        """Tell since when a hop rests on the same futures, in Unix seconds; None where that cannot be told.
+
+        Each wait is a future of its own, so nothing that the answer rests on has moved since then.
+        """
+        last, self.rests_on = self.rests_on, rests_on
+        if not rests_on or None in rests_on:
+            return None
+        # There is one weak reference to a future, and `last` keeps it: the same references are the same futures.
+        if {*map(id, last)} != {*map(id, rests_on)}:
+            self.since = math.ceil(time.time() * 1e6) / 1e6
+        return self.since
 
     def around(self) -> Context:
         """A context in which this span is the current one."""
@@ -376,6 +406,8 @@ class Telemetry:
             self._beat(process, hops, now)
         elif self._to_look_at:
             self._look_at_some()
+            if hops and not self._to_look_at:
+                self._beat(process, hops, now)  # the last one was told before this round was through
         for hop in hops:
             span = hop.span
             if not isinstance(span, HopSpan) or hop.closed:
@@ -449,7 +481,11 @@ class Telemetry:
 
     def _sample(self, hop: Entry, span: HopSpan, now: int) -> None:
         try:
-            span.told, span.moves = what_it_waits_on(hop, self._timers)
+            rests_on: list[Any] = []
+            span.told, span.moves = what_it_waits_on(hop, self._timers, rests_on)
+            since = span.stands_still(rests_on)
+            if since is not None and span.told is not None and (span.told.get("asks") or not span.moves):
+                span.told["since"] = since
         except Exception:  # noqa: BLE001
             failed("telemetry.sample")
             span.told, span.moves = None, True
@@ -537,26 +573,35 @@ def _force_flush(provider: Any) -> None:
         flush()
 
 
-explain_event: Callable[[Entry, waits.Timers | None], tuple[dict[str, Any], bool]] | None = None
-"""Says what an item in a queue waits on; set by who instruments queues."""
+explain_event: (
+    Callable[[Entry, waits.Timers | None, list[Any] | None], tuple[dict[str, Any], bool]] | None
+) = None
+"""Says what an item in a queue waits on, as `of_entry` does; set by who instruments queues."""
 explain_held: Callable[[Entry, waits.Timers | None], list[tuple[dict[str, Any], bool]]] | None = None
 """Says what the items wait on that a hop only counts; set by who instruments queues."""
+asks: Callable[[object], str | None] | None = None
+"""Tells whose answer a task awaits; set by who instruments the client of HTTP."""
+owes_answer: Callable[[Entry], bool] | None = None
+"""Tells whether nothing of the answer to a request has gone out; set by who instruments the server of HTTP."""
 explain_deadlock: Callable[[Entry], tuple[dict[str, Any], bool] | None] | None = None
 """Tells of the deadlock that holds a hop up, and whether the hop's own task is part of it; set by who looks for them."""
 
 
-def what_it_waits_on(hop: Entry, timers: waits.Timers | None = None) -> tuple[dict[str, Any] | None, bool]:
+def what_it_waits_on(
+    hop: Entry, timers: waits.Timers | None = None, rests_on: list[Any] | None = None
+) -> tuple[dict[str, Any] | None, bool]:
     """Say what an open hop waits on.
 
     Args:
         hop: the hop.
         timers: those of the loops, where several hops are looked at in a row.
+        rests_on: is filled with weak references to the futures that the answer rests on, and with None for what is not known.
 
     Returns:
         The form of `hopwatch.waits.Wait.as_dict`, with what the invisible entries below it wait on under `of`, and
         whether any of it may move by itself.
     """
-    found = of_entry(hop, timers) if hop.done is None else None
+    found = of_entry(hop, timers, rests_on) if hop.done is None else None
     deadlock = explain_deadlock(hop) if explain_deadlock is not None else None
     if found is not None and deadlock is not None and deadlock[1]:
         found = ({**found[0], "moves": False}, False)
@@ -570,11 +615,15 @@ def what_it_waits_on(hop: Entry, timers: waits.Timers | None = None) -> tuple[di
         if entry.runner is not None and runner is not None and entry.runner() is runner:
             continue  # the hop's own task
         parts.append(
-            of_entry(entry, timers) or ({"kind": "unknown", "what": entry.name, "moves": True}, True)
+            of_entry(entry, timers, rests_on)
+            or ({"kind": "unknown", "what": entry.name, "moves": True}, True)
         )
     held = hop.held
     if held and explain_held is not None:
-        parts.extend(explain_held(hop, timers))
+        of_items = explain_held(hop, timers)
+        parts.extend(of_items)
+        if of_items and rests_on is not None:
+            rests_on.append(None)
     if found is None:
         what = f"its own work is over; {len(below) + held}{' or more' if many else ''} of what it started goes on"
         told: dict[str, Any] = {"kind": "gather", "what": what}
@@ -585,15 +634,35 @@ def what_it_waits_on(hop: Entry, timers: waits.Timers | None = None) -> tuple[di
         told["of"] = [part for part, _ in parts]
     if deadlock is not None:
         told["deadlock"] = deadlock[0]
+    _tell_of_answers(hop, told, [*parts, (told, moves)], many=many)
     moves = moves or many or any(part for _, part in parts)
     told["moves"] = moves
     return told, moves
 
 
-def of_entry(entry: Entry | Note, timers: waits.Timers | None = None) -> tuple[dict[str, Any], bool] | None:
+def _tell_of_answers(
+    hop: Entry, told: dict[str, Any], waiting: list[tuple[dict[str, Any], bool]], *, many: bool
+) -> None:
+    """Say which answers alone could end any of what a hop waits on, and whether the hop still owes one itself."""
+    moving = [part for part, moves in waiting if moves]
+    if many or not moving or not all(part.get("asks") for part in moving):
+        told.pop("asks", None)
+        told.pop("expires", None)
+    else:
+        told["asks"] = list({ask: None for part in moving for ask in part["asks"]})
+        times = [part["expires"] for part in moving if "expires" in part]
+        if times:
+            told["expires"] = min(times)
+    if owes_answer is not None and hop.kind in ("request", "webhook") and owes_answer(hop):
+        told["owes"] = True  # asked after the look: what had not gone out now had not gone out then
+
+
+def of_entry(
+    entry: Entry | Note, timers: waits.Timers | None = None, rests_on: list[Any] | None = None
+) -> tuple[dict[str, Any], bool] | None:
     """What one entry waits on, by the asyncio task that does its work; None where no task is known."""
     if entry.kind == "event" and explain_event is not None and not isinstance(entry, Note):
-        return explain_event(entry, timers)
+        return explain_event(entry, timers, rests_on)
     task = entry.runner() if entry.runner is not None else None
     if task is None:
         return (
@@ -608,9 +677,41 @@ def of_entry(entry: Entry | Note, timers: waits.Timers | None = None) -> tuple[d
         if entry.origin
         else None
     )
-    wait = waits.of_task(task, holder_of=holder_of, made_in=made_in, timers=timers)
-    told = wait.as_dict()
-    return told, wait.moves
+    ledger = entry.parent.ledger if isinstance(entry, Note) else entry.ledger
+    wait = of_task(task, ledger, made_in=made_in, timers=timers, rests_on=rests_on)
+    return wait.as_dict(), wait.moves
+
+
+def of_task(
+    task: Any,
+    ledger: Ledger,
+    *,
+    made_in: str | None = None,
+    timers: waits.Timers | None = None,
+    rests_on: list[Any] | None = None,
+) -> waits.Wait:
+    """What a task waits on, with what is known of its locks, of the messages that it sends, and of the hops of a ledger."""
+    across = waits.Across(asks, functools.partial(_hop_of, ledger)) if asks is not None else None
+    return waits.of_task(
+        task, holder_of=holder_of, made_in=made_in, timers=timers, across=across, rests_on=rests_on
+    )
+
+
+_ENTRIES: Final = 2048
+"""How many open entries are searched for the hop of one that holds a lock."""
+
+
+def _hop_of(ledger: Ledger, task: object) -> str | None:
+    """The id of the hop that a task works for: the first that it runs, or the one that it counts on."""
+    if len(ledger) > _ENTRIES:
+        return None
+    for hop in ledger.open_hops():
+        if hop.runner is not None and hop.kind not in ("send", "push", "lock") and hop.runner() is task:
+            return hop.id
+    for entry in ledger.invisible():
+        if entry.runner is not None and entry.runner() is task and entry.parent is not None:
+            return entry.parent.id
+    return None
 
 
 def holder_of(lock: object) -> Any:

@@ -11,6 +11,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from hopwatch import across
 from hopwatch.attributes import HTTP_STATUS_CODE, INTERRUPTED_STATES, TERMINAL_STATES
 from hopwatch.records import newer_state
 
@@ -85,6 +86,8 @@ class Verdict:
     missing: list[Missing] = field(default_factory=list)
     opaque: list[str] = field(default_factory=list)
     """Peers that hopwatch cannot see into; a `settled` is up to them."""
+    deadlocks: list[dict[str, Any]] = field(default_factory=list)
+    """Circles of hops that wait for one another by way of messages: `words`, `agents`, `edges`, and `until` where a timer undoes it."""
 
     @property
     def final(self) -> bool:
@@ -130,6 +133,7 @@ def judge(
             verdict.frontier = [hop.id for hop in frontier]
             verdict.missing = missing
             verdict.opaque = opaque
+            verdict.deadlocks = [_told(circle, found) for circle in found.circles()]
             return verdict
     where = f" up to {_listed(opaque)}, which hopwatch cannot see into" if opaque else ""
     late = sum(1 for hop in hops.values() if hop.late)
@@ -149,6 +153,28 @@ class _Findings:
     frontier: list[Hop]
     missing: list[Missing]
     opaque: list[str]
+    _standstill: across.Standstill | None = None
+    _asked: bool = False
+
+    def standstill(self) -> across.Standstill | None:
+        """How the open hops wait for one another over process boundaries, where that is all that they do."""
+        if not self._asked:
+            self._asked = True
+            if not self.missing and all(self.alive(hop) for hop in self.opened):
+                self._standstill = across.find(
+                    self.tree.hops,
+                    self.tree.below,
+                    self.opened,
+                    span_of=lambda hop: (self._skew(hop.instance), self.looked_at(hop)),
+                    after=self.last_event(),
+                    margin=SKEW_THAT_COUNTS,
+                )
+        return self._standstill
+
+    def circles(self) -> tuple[tuple[across.Step, ...], ...]:
+        """The circles among them."""
+        standstill = self.standstill() if self._asked else None
+        return standstill.circles if standstill is not None else ()
 
     def alive(self, hop: Hop) -> bool:
         agent = self.agents.get(hop.instance)
@@ -199,6 +225,15 @@ class _Tree:
                 above = self.hops.get(parent)
                 parent = above.parent if above is not None else None
         return sorted((hop for hop in opened if hop.id not in covered), key=lambda hop: (hop.started, hop.id))
+
+    def above(self, hop: Hop) -> Iterable[Hop]:
+        """The hops above one, the nearest first; at most 64."""
+        at = self.hops.get(hop.parent or "")
+        for _ in range(64):
+            if at is None:
+                return
+            yield at
+            at = self.hops.get(at.parent or "")
 
     def in_cycles(self) -> list[Hop]:
         """Hops that no root and no missing parent leads to: their parents go round in a circle."""
@@ -358,6 +393,9 @@ def _in_flight(found: _Findings) -> Verdict | None:
     coming = found.on_its_way()
     if not moving and not coming:
         return None
+    standstill = found.standstill() if moving else None
+    if standstill is not None and standstill.until is None:
+        return None
     if not moving:
         return Verdict("in_flight", f"A record is on its way: {coming[0].sentence} yet.")
     shown = [hop for hop in found.frontier if hop in moving] or moving
@@ -367,7 +405,7 @@ def _in_flight(found: _Findings) -> Verdict | None:
     silent = sorted({hop.agent for hop in found.opened if not found.alive(hop)})
     if silent:
         reason += f"; {_listed(silent)} has not been heard of"
-    locked = _deadlocks(found)
+    locked = [*_circles(found), *_deadlocks(found)]
     return Verdict("in_flight", reason + "." + "".join(f" {_sentence(each)}." for each in locked))
 
 
@@ -389,10 +427,13 @@ def _stalled(found: _Findings) -> Verdict | None:
     if not found.opened or found.missing:
         return None
     locked = _deadlocks(found)
-    told = [hop for hop in found.frontier if _words_of_deadlock(hop) is None] if locked else found.frontier
-    parts = [_sentence(each) for each in locked]
-    if len(told) < len(found.frontier):
-        held_up = [describe(hop) for hop in found.frontier if hop not in told]
+    inside = {step.hop.id for circle in found.circles() for step in circle}
+    told = [
+        hop for hop in found.frontier if hop.id not in inside and not (locked and _words_of_deadlock(hop))
+    ]
+    parts = [_sentence(each) for each in (*_circles(found), *locked)]
+    held_up = [describe(hop) for hop in found.frontier if hop not in told and hop.id not in inside]
+    if held_up:
         parts.append(f"It holds up {_listed(held_up)}")
     if told:
         parts.append("; ".join(f"{_sentence(describe(hop))} is open{_waiting(hop)}" for hop in told[:4]))
@@ -421,6 +462,64 @@ def _deadlocks(found: _Findings) -> list[str]:
         if words is not None:
             said.setdefault(f"deadlock in {hop.agent}: {words}")
     return list(said)[:3]
+
+
+def _circles(found: _Findings) -> list[str]:
+    """The circles that lead through messages, with all of their steps."""
+    out = []
+    for circle in found.circles():
+        told = _told(circle, found)
+        until = told.get("until")
+        undone = f", which a timeout at {_clock(int(until * SECOND))} may undo" if until is not None else ""
+        out.append(f"deadlock over {_listed(told['agents'])}{undone}: {told['words']}")
+    return out
+
+
+def _told(circle: tuple[across.Step, ...], found: _Findings) -> dict[str, Any]:
+    shown = circle[: across.MAX_STEPS]
+    alike = Counter(describe(step.hop) for step in circle)
+
+    def name(hop: Hop) -> str:
+        words = describe(hop)
+        return f"{words} [{hop.id[:8]}]" if alike[words] > 1 else words
+
+    edges = []
+    words = []
+    for step in shown:
+        hop, to = step.hop, step.to
+        waits = hop.waits or {}
+        at = f"{waits['file']}:{waits['line']}" if waits.get("file") and "line" in waits else ""
+        where = f" at {at}" if at else ""
+        what = str(waits.get("what") or "something")
+        if step.kind == "answer":
+            send = found.tree.hops[to.parent or ""]
+            mine = any(each is hop for each in found.tree.above(send))
+            whose = f"its {send.name}" if mine else f"{send.name} of {send.agent}"
+            wants = f"the answer of {to.agent} to {whose}{f' to {send.peer_name}' if send.peer_name else ''}"
+            said = f"waits for {wants}{where}" if mine else f"waits for {what}{where}, and so for {wants}"
+        elif step.kind == "lock":
+            wants = what
+            said = f"waits for {what}, which works for {name(to)}{where}"
+        elif step.kind == "task":
+            wants = f"its turn at task {hop.task_id}"
+            said = f"waits for {wants}, which {name(to)} works on"
+        else:
+            wants = name(to)
+            said = f"waits for {wants}"
+        words.append(f"{name(hop)} {said}")
+        edge = {"hop": hop.id, "agent": hop.agent, "kind": step.kind, "wants": wants, "held_by": to.id}
+        edges.append({**edge, "at": at} if at else edge)
+    if len(circle) > len(shown):
+        words.append(f"and {len(circle) - len(shown)} more")
+    told: dict[str, Any] = {
+        "words": "; ".join(words),
+        "agents": list(dict.fromkeys(step.hop.agent for step in circle)),
+        "edges": edges,
+    }
+    standstill = found.standstill()
+    if standstill is not None and standstill.until is not None:
+        told["until"] = standstill.until
+    return told
 
 
 def _executions_above(found: _Findings) -> list[str]:

@@ -187,6 +187,7 @@ def cascade_object(snapshot: Snapshot, verdict: Verdict, now: int) -> dict[str, 
         "frontier": verdict.frontier,
         "missing": [_missing(each) for each in verdict.missing],
         "opaque": verdict.opaque,
+        "deadlocks": verdict.deadlocks,
         "agents": [agent_object(agent, now) for agent in agents.values()],
         "hops": [hop_object(hop) for hop in hops],
     }

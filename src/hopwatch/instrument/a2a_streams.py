@@ -170,12 +170,16 @@ def _reader(sink: Any, timers: waits.Timers | None) -> tuple[str, waits.Wait | N
     return " of ".join([f"'{task.get_name()}'", *names_of]), wait
 
 
-def explain(entry: Entry, timers: waits.Timers | None = None) -> tuple[dict[str, Any], bool]:
+def explain(
+    entry: Entry, timers: waits.Timers | None = None, rests_on: list[Any] | None = None
+) -> tuple[dict[str, Any], bool]:
     """What an event waits on, of a queue or of a stream."""
     delivery = _deliveries.get(id(entry))
     if delivery is not None:
+        if rests_on is not None:
+            rests_on.append(None)
         return what_it_waits_on(delivery, timers)
-    return queues.what_event_waits_on(entry, timers)
+    return queues.what_event_waits_on(entry, timers, rests_on)
 
 
 def instrument(patches: Patches, module: Any) -> bool:

@@ -18,7 +18,7 @@ from opentelemetry.trace import Link, SpanContext, TraceFlags
 
 from hopwatch import attributes as names
 from hopwatch import process as hopwatch_process
-from hopwatch import propagation
+from hopwatch import propagation, telemetry
 from hopwatch.process import current, failed
 from hopwatch.telemetry import HopSpan, begin
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 class Exchange:
     """One HTTP request that is being served."""
 
-    __slots__ = ("carrier", "entry", "headers", "over", "path", "status", "token")
+    __slots__ = ("__weakref__", "carrier", "entry", "headers", "over", "path", "status", "token")
 
     def __init__(self, scope: Any) -> None:
         self.headers = {
@@ -79,6 +79,7 @@ class Exchange:
             otel_context.detach(token)
         self.entry = entry
         if entry is not None:
+            entry.instance_of = ref(self)
             current.set(entry)
             if isinstance(entry.span, HopSpan):
                 otel_context.attach(entry.span.around())
@@ -188,6 +189,12 @@ async def _serve(original: Any, app: Any, scope: Any, receive: Any, send: Any, e
             failed("asgi.close")
 
 
+def owes_answer(entry: Entry) -> bool:
+    """Tell whether nothing of the answer to a request has been handed to the server so far."""
+    exchange = entry.instance_of() if entry.instance_of is not None else None
+    return isinstance(exchange, Exchange) and not exchange.status and not exchange.over
+
+
 def _webhook_attributes(scope: Any) -> dict[str, Any]:
     return {
         names.MESSAGING_SYSTEM: "a2a",
@@ -199,4 +206,5 @@ def _webhook_attributes(scope: Any) -> dict[str, Any]:
 
 def instrument(patches: Patches, module: Any) -> None:
     """Wrap `starlette.applications.Starlette`, which FastAPI inherits from."""
+    telemetry.owes_answer = owes_answer
     patches.replace(module.Starlette, "__call__", _calling)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from asyncio import current_task
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 from hopwatch import attributes as names
-from hopwatch import propagation
+from hopwatch import propagation, telemetry
 from hopwatch.process import failed, reason_of
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ outgoing: ContextVar[Entry | None] = ContextVar("hopwatch_outgoing", default=Non
 
 EXTENSION = "hopwatch"
 """Key in a request's `extensions`, which httpx hands on to redirects, retries and the transport."""
+
+_attempts: dict[int, tuple[Any, list[Any]]] = {}
+"""By the id of the task that is in the middle of one: a weak reference to it, and what is known of the message's attempts."""
 
 NOT_DELIVERED = frozenset(
     {"ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol", "ProxyError", "InvalidURL", "LocalProtocolError"}
@@ -60,7 +64,7 @@ def _sending(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[st
         headers = request.headers
         for name, value in propagation.outgoing(entry).items():
             headers[name] = value  # `update` takes five times as long
-        request.extensions[EXTENSION] = [entry, 0]
+        request.extensions[EXTENSION] = [entry, 0, 0]
         url = request.url
         entry.set(names.SERVER_ADDRESS, url.host)
         entry.set(names.SERVER_PORT, url.port or {"http": 80, "https": 443}.get(url.scheme, 0))
@@ -78,7 +82,7 @@ async def _send(
     except BaseException as error:
         try:
             kind = type(error).__name__
-            delivered = request.extensions.get(EXTENSION, (entry, 1))[1]
+            delivered = request.extensions.get(EXTENSION, (entry, 1, 1))[1]
             entry.set(names.PEER, "refused" if kind in NOT_DELIVERED and not delivered else "unknown")
             entry.set(names.ERROR_TYPE, kind)
             entry.reason = reason_of(error)
@@ -112,19 +116,44 @@ def _attempting(wrapped: Any, _instance: Any, args: tuple[Any, ...], kwargs: dic
 
 async def _attempt(wrapped: Any, told: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     delivered = True
+    key = _begun(told)
     try:
         return await wrapped(*args, **kwargs)
     except BaseException as error:
         delivered = type(error).__name__ not in NOT_DELIVERED
         raise
     finally:
+        _attempts.pop(key, None)
         if delivered:
             told[1] += 1
             if told[1] > 1:
                 told[0].set(names.PEER_ATTEMPTS, told[1])
 
 
+def _begun(told: list[Any]) -> int:
+    try:
+        told[2] += 1
+        task = current_task()
+        if task is None:
+            return 0
+        _attempts[id(task)] = (ref(task), told)
+        return id(task)
+    except Exception:  # noqa: BLE001 - no task runs, or of a kind that takes no reference
+        return 0
+
+
+def asks(task: object) -> str | None:
+    """Tell whose answer a task awaits: the id of a message that it sends, in its first and only attempt."""
+    reference, told = _attempts.get(id(task), (None, None))
+    # Who tries again may wait for the second attempt to arrive, while the first one is still being served.
+    if told is None or reference is None or reference() is not task or told[1:] != [0, 1]:
+        return None
+    entry: Entry = told[0]
+    return entry.id
+
+
 def instrument(patches: Patches, module: Any) -> None:
     """Wrap `httpx.AsyncClient.send`, through which every request goes, and the transport, through which each attempt does."""
+    telemetry.asks = asks
     patches.wrap(module.AsyncClient, "send", _sending)
     patches.wrap(module.AsyncHTTPTransport, "handle_async_request", _attempting)

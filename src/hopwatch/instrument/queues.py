@@ -765,7 +765,9 @@ def _parked(task: Any, queue: Any) -> bool:
     return waiter is not None and getters is not None and any(each is waiter for each in list(getters))
 
 
-def what_event_waits_on(entry: Entry, timers: waits.Timers | None = None) -> tuple[dict[str, Any], bool]:
+def what_event_waits_on(
+    entry: Entry, timers: waits.Timers | None = None, rests_on: list[Any] | None = None
+) -> tuple[dict[str, Any], bool]:
     """What an item in a queue, or one that was taken, waits on."""
     queue = entry.instance_of() if entry.instance_of is not None else None
     if entry.runner is None:
@@ -777,23 +779,31 @@ def what_event_waits_on(entry: Entry, timers: waits.Timers | None = None) -> tup
         if line is not None and line.consumer is not None:
             consumers.append(line.consumer())
         told: list[waits.Wait] = [
-            waits.of_task(task, holder_of=holder_of, timers=timers)
+            telemetry.of_task(task, entry.ledger, timers=timers, rests_on=rests_on)
             for task in consumers[:4]
             if task is not None
         ]
         # Nobody who took from this queue is busy: only a consumer that comes for it can move it.
         moves = any(wait.moves for wait in told)
         what = f"an item in a queue{depth} that nobody has taken"
-        return {
+        item: dict[str, Any] = {
             "kind": "queue_get",
             "what": what,
             "moves": moves,
             "of": [wait.as_dict() for wait in told],
-        }, moves
+        }
+        asks, expires = waits.asked(told) if len(told) == len(consumers) else ((), None)
+        if asks:
+            item["asks"] = [*asks]
+        if expires is not None:
+            item["expires"] = expires
+        if rests_on is not None and len(told) != 1:
+            rests_on.append(None)  # there is nobody, or somebody else may come for it
+        return item, moves
     task = entry.runner()
     if task is None:
         return {"kind": "unknown", "what": "its consumer, which is gone", "moves": True}, True
-    wait = waits.of_task(task, holder_of=holder_of, timers=timers)
+    wait = telemetry.of_task(task, entry.ledger, timers=timers, rests_on=rests_on)
     return {**wait.as_dict(), "what": f"its consumer, without task_done so far: {wait.what}"}, wait.moves
 
 

@@ -22,8 +22,20 @@ a Python without the GIL nothing here is safe.
 from hopwatch.waits.chain import is_application
 from hopwatch.waits.graph import Deadlock, Free, Known
 from hopwatch.waits.graph import find as deadlocks
-from hopwatch.waits.judging import glance, of_task
+from hopwatch.waits.judging import asked, glance, of_task
 from hopwatch.waits.timers import Timers
-from hopwatch.waits.wait import Wait
+from hopwatch.waits.wait import Across, Wait
 
-__all__ = ["Deadlock", "Free", "Known", "Timers", "Wait", "deadlocks", "glance", "is_application", "of_task"]
+__all__ = [
+    "Across",
+    "Deadlock",
+    "Free",
+    "Known",
+    "Timers",
+    "Wait",
+    "asked",
+    "deadlocks",
+    "glance",
+    "is_application",
+    "of_task",
+]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import types
+import weakref
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -49,7 +50,7 @@ from hopwatch.waits.wait import ENDED, MOVING, PHRASES, RUNNING, UNREADABLE, Wai
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-    from hopwatch.waits.wait import Kind
+    from hopwatch.waits.wait import Across, Kind
 
     Holders = asyncio.Task[Any] | Collection[asyncio.Task[Any]] | None
     HolderOf = Callable[[object], Holders]
@@ -59,6 +60,8 @@ TASKS: Final = 128
 DEPTH: Final = 32
 """How many tasks that await one another are followed in a row."""
 LISTED: Final = 16
+ABOVE: Final = 128
+"""How many tasks that await one whose answer is owed are asked for a deadline; beyond it, doubt."""
 
 
 def of_task(
@@ -67,6 +70,8 @@ def of_task(
     holder_of: HolderOf | None = None,
     made_in: str | None = None,
     timers: Timers | None = None,
+    across: Across | None = None,
+    rests_on: list[Any] | None = None,
 ) -> Wait:
     """Tell what `task` waits on and whether that can move by itself. From any thread; it never raises.
 
@@ -78,13 +83,20 @@ def of_task(
         made_in: The file that made the task, if known. It decides for a task that runs asyncio's own coroutine and
             nothing else, such as `create_task(queue.join())` in the A2A SDK, which else would be in doubt.
         timers: What the questions of one tick share, so that each loop's timers are read once for all of them.
+        across: What is known of the hops that tasks work for; without it nothing is said of answers.
+        rests_on: Is filled with a weak reference to each future that the answer rests on, unless it moves by itself.
+            Each wait is a future of its own: the same references a second time mean that nobody moved between.
     """
     try:
-        look = _Look(holder_of, timers)
+        look = _Look(holder_of, timers, across)
         wait = look.at_task(task, LIBRARY if made_in is None else place_of(made_in))
-        return wait if wait.moves else look.confirmed(wait)
+        if wait.asks or not wait.moves:
+            wait = look.confirmed(wait)
+        if rests_on is not None and (wait.asks or not wait.moves):
+            rests_on.extend(weakref.ref(future) for _, future in look.rests_on)
     except Exception:  # noqa: BLE001  (a watcher in somebody's production must not be what fails)
         return UNREADABLE
+    return wait
 
 
 def glance(task: asyncio.Task[Any]) -> Wait:
@@ -134,14 +146,30 @@ def _told(wait: Wait, task: object, frames: list[Frame]) -> Wait:
         wait.holder,
         wait.of,
         told(frames) + wait.chain,
+        wait.asks,
+        wait.expires,
+        wait.holder_hop,
     )
+
+
+def asked(waits: Collection[Wait]) -> tuple[tuple[str, ...], float | None]:
+    """Return which sends have to be answered for any of these waits to end, and when a timer ends one of them.
+
+    Nothing where one of them may end for another reason.
+    """
+    moving = [wait for wait in waits if wait.moves]
+    if not all(wait.asks for wait in moving):
+        return (), None
+    asks = tuple({ask: None for wait in moving for ask in wait.asks})
+    return asks, min((wait.expires for wait in moving if wait.expires is not None), default=None)
 
 
 class _Look:
     """One question and what it has seen so far."""
 
-    def __init__(self, holder_of: HolderOf | None, timers: Timers | None) -> None:
+    def __init__(self, holder_of: HolderOf | None, timers: Timers | None, across: Across | None) -> None:
         self.holder_of = holder_of
+        self.across = across
         self.timers = timers or Timers()
         self.answers: dict[int, Wait | None] = {}  # None: still being asked, so coming back to it is a cycle
         self.rests_on: list[tuple[object, object]] = []  # (the task, or None; the future)
@@ -157,7 +185,14 @@ class _Look:
             known = self.answers[id(task)]
             name = task_name(task)
             if known is not None:
-                return Wait(known.kind, known.moves, f"{known.what} (told above)", task=name)
+                return Wait(
+                    known.kind,
+                    known.moves,
+                    f"{known.what} (told above)",
+                    task=name,
+                    asks=known.asks,
+                    expires=known.expires,
+                )
             self.cycle = self.cycle or task is self.root
             return Wait(
                 "task", moves=False, what=f"task '{name}', which in turn waits for this: a cycle", task=name
@@ -188,12 +223,14 @@ class _Look:
             place = decisive.place
         self.rests_on.append((task, future))
         wait = self._inner(frames, decisive, tail, future, place=LIBRARY if lost else place, depth=depth)
+        if wait.kind == "socket" and self.across is not None and (send := self.across.asks(task)):
+            wait = replace(wait, asks=(send,))
         if waits_for(task) is not future:
             return _told(
                 RUNNING, task, []
             )  # it went on while it was looked at: the frames are of two moments
         when = timer_in(frames, task)
-        if when is None and not wait.moves:
+        if when is None and (wait.asks or not wait.moves):
             handles = self.timers.of(loop_of(task))
             when = handles.ending((id(task),))[1] if handles.complete else hidden_timer(frames, task)
         return _told(wait if when is None else _bounded(wait, when), task, frames)
@@ -279,7 +316,18 @@ class _Look:
             )
         held = tuple(self.at_task(holder, place, depth + 1) for holder in alive[:LISTED])
         moves = any(wait.moves for wait in held) or len(alive) > LISTED
-        return Wait(kind, moves=moves, what=f"{what} held by task{many} {names}", holder=name, of=held)
+        asks, expires = asked(held) if len(alive) <= LISTED else ((), None)
+        hop = self.across.hop_of(alive[0]) if self.across is not None and len(holders) == 1 else None
+        return Wait(
+            kind,
+            moves=moves,
+            what=f"{what} held by task{many} {names}",
+            holder=name,
+            of=held,
+            asks=asks,
+            expires=expires,
+            holder_hop=hop,
+        )
 
     def _holders(self, owner: object) -> list[Any]:
         found = self.holder_of(owner) if self.holder_of is not None and owner is not None else None
@@ -300,7 +348,14 @@ class _Look:
         """Judge a future. `frame` awaits it directly, if any does."""
         if is_a(future, TASK_TYPES):
             child = self.at_task(future, place, depth + 1)
-            return Wait("task", moves=child.moves, what=f"task '{task_name(future)}'", of=(child,))
+            return Wait(
+                "task",
+                moves=child.moves,
+                what=f"task '{task_name(future)}'",
+                of=(child,),
+                asks=child.asks,
+                expires=child.expires,
+            )
         if not is_pending(future):
             return ENDED if is_a(future, FUTURES) else UNREADABLE
         self.rests_on.append((None, future))
@@ -337,6 +392,7 @@ class _Look:
             return Wait(kind, moves=True, what=f"{PHRASES[kind]} that could not be read")
         pending = [one for one in list(awaited) if not has_ended(one)]  # type: ignore[call-overload]
         listed: list[Wait] = []
+        seen: list[Wait] = []
         moves = not pending
         for one in pending:
             if len(listed) >= LISTED and moves:
@@ -347,18 +403,27 @@ class _Look:
                 else self.at_future(one, place, depth + 1)
             )
             moves = moves or wait.moves
+            seen.append(wait)
             if len(listed) < LISTED:
                 listed.append(wait)
         things = "task" if all(is_a(one, TASK_TYPES) for one in pending) else "future"
         what = f"{len(pending)} {things}{'s' * (len(pending) != 1)} ({kind.replace('_', ' ')})"
-        return Wait(kind, moves=moves, what=what, of=tuple(listed))
+        asks, expires = asked(seen) if pending and len(seen) == len(pending) else ((), None)
+        return Wait(kind, moves=moves, what=what, of=tuple(listed), asks=asks, expires=expires)
 
     def confirmed(self, wait: Wait) -> Wait:
-        """Return a passive answer if it held as a whole, and no timer of the loop is about to end it."""
+        """Return a passive answer if it held as a whole, and no timer of the loop is about to end it.
+
+        The same for one that only the answer to a message can end. There a deadline above counts as well.
+        """
         for task, future in self.rests_on:
             if not is_pending(future) or (task is not None and waits_for(task) is not future):
                 return replace(
-                    wait, moves=True, what=f"{wait.what}; something went on while it was looked at"
+                    wait,
+                    moves=True,
+                    what=f"{wait.what}; something went on while it was looked at",
+                    asks=(),
+                    expires=None,
                 )
         wanted = {id(one) for pair in (*self.rests_on, self.owners) for one in pair if one is not None}
         loops = {
@@ -371,9 +436,47 @@ class _Look:
             handles.read()
             found, when = handles.ending(wanted)
             if found:
-                return _bounded(wait, when) if when is not None else replace(wait, moves=True)
+                return (
+                    _bounded(wait, when)
+                    if when is not None
+                    else replace(wait, moves=True, asks=(), expires=None)
+                )
+        if wait.asks:
+            return self._without_deadline_above(wait)
         if self.cycle:
             return replace(wait, what=f"{wait.what}: a cycle")
+        return wait
+
+    def _without_deadline_above(self, wait: Wait) -> Wait:
+        """Return a wait for an answer, bounded by the deadlines of those who await its task and would cancel it."""
+        from hopwatch.waits.graph import awaiting  # noqa: PLC0415 - it needs this module
+
+        seen = {id(self.root)}
+        todo = [self.root]
+        while todo:
+            for above in awaiting(todo.pop()):
+                if id(above) in seen:
+                    continue
+                if len(seen) > ABOVE:
+                    return replace(wait, asks=(), expires=None)
+                seen.add(id(above))
+                todo.append(above)
+                frames, lost = walk(coroutine_of(above))
+                when = timer_in(frames, above)
+                if when is None and not lost:
+                    handles = self.timers.of(loop_of(above))
+                    handles.read()
+                    waiter = waits_for(above)
+                    found, when = handles.ending(
+                        {id(above)} | ({id(waiter)} if waiter is not None else set())
+                    )
+                    lost = found and when is None
+                    if when is None and not handles.complete:
+                        when = hidden_timer(frames, above)
+                if when is not None:
+                    wait = _bounded(wait, when)
+                elif lost:
+                    return replace(wait, asks=(), expires=None)
         return wait
 
 
@@ -411,6 +514,16 @@ def _inside(frame: Frame | None) -> str:
 def _bounded(wait: Wait, when: float) -> Wait:
     """Return a wait that a timer ends at `when`, if nothing ends it before."""
     until = unix(when)
+    asks, expires = (wait.asks, until) if until is not None else ((), None)
+    if expires is not None and wait.expires is not None:
+        expires = min(expires, wait.expires)
     if until is not None and wait.until is not None:
         until = min(until, wait.until)
-    return replace(wait, moves=True, until=until, what=f"{wait.what}{clock(until)}")
+    return replace(
+        wait,
+        moves=True,
+        until=until,
+        what=f"{wait.what}{clock(until)}",
+        asks=asks,
+        expires=expires if asks else None,
+    )

@@ -7,12 +7,12 @@ import dis
 import types
 import weakref
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from hopwatch.waits.objects import field_of, is_a, module_of, referents, type_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from hopwatch.waits.chain import Frame
 
@@ -20,6 +20,18 @@ Kind = Literal[
     "running", "future", "event", "lock", "semaphore", "condition", "barrier", "queue_get", "queue_put", "queue_join",
     "sleep", "socket", "thread", "task", "gather", "wait", "task_group", "call", "unknown",
 ]  # fmt: skip
+
+
+class Across(NamedTuple):
+    """What only instrumentation knows of the hops that tasks work for. Each function may be called from any thread.
+
+    Attributes:
+        asks: The id of the send or push whose answer a task awaits in its first attempt; None for any other task.
+        hop_of: The id of the hop that a task works for, None where that is not known.
+    """
+
+    asks: Callable[[object], str | None]
+    hop_of: Callable[[object], str | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +51,10 @@ class Wait:
         holder: Name of the task that holds the lock.
         of: The waits of the tasks and futures that this one waits for.
         chain: `file:line function` of every frame, outermost first.
+        asks: Ids of sends and pushes. It moves only if one of them is answered, or the time of `expires` comes; empty
+            where it does not move, or where anything else could end it.
+        expires: When a timer ends any of what `asks` rests on, in Unix seconds.
+        holder_hop: Id of the hop that the task works for which holds the lock.
     """
 
     kind: Kind
@@ -53,6 +69,9 @@ class Wait:
     holder: str | None = None
     of: tuple[Wait, ...] = ()
     chain: tuple[str, ...] = ()
+    asks: tuple[str, ...] = ()
+    expires: float | None = None
+    holder_hop: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return it ready for JSON, without what is not known."""
@@ -61,7 +80,7 @@ class Wait:
             value = getattr(self, field.name)
             if field.name == "of":
                 value = [child.as_dict() for child in value]
-            elif field.name == "chain":
+            elif field.name == "chain" or field.name == "asks":
                 value = list(value)
             if value is not None and value != []:
                 told[field.name] = value
