@@ -9,7 +9,7 @@ begins and as the last thing that the work does.
 | `<role> S <work>` | work is about to be started, or, if it begins late, has started |
 | `<role> D <work>` | somebody is about to cancel it, on purpose |
 | `<role> E <work> ok, failed, cancelled or collected` | its code has come to its end |
-| `<role> W <way>` | the way out begins |
+| `<role> W <way> [<work>]` | the way out begins, in the last step of some work |
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ class Program:
     def write(self, *words):
         os.write(self.file, (" ".join((self.role, *words)) + "\n").encode())
 
-    def step(self):
-        """Count a step, and take the way out where it is due."""
+    def step(self, work=None):
+        """Count a step, and take the way out where it is due; `work` is what comes to its end by it."""
         if not self.victim:
             return
         with self.counting:
@@ -82,7 +82,7 @@ class Program:
             if due:
                 self.leaving = True
         if due:
-            self.way_out()
+            self.way_out(work)
 
     def begin(self, work):
         self.open.add(work)
@@ -98,7 +98,7 @@ class Program:
             self.open.discard(work)
             self.write("E", work, how)
             if how != "collected":
-                self.step()
+                self.step(work)
 
     # Work --------------------------------------------------------------------------------------------------
 
@@ -277,13 +277,13 @@ class Program:
 
     # The way out -------------------------------------------------------------------------------------------
 
-    def way_out(self):
+    def way_out(self, work=None):
         """Take it, in whatever thread this is."""
         way = self.run["way"]
         self.leaving = True
         if way == "clean":
             return
-        self.write("W", way)
+        self.write("W", way, *([work] if work else []))
         if way in ("gc", "swallow"):
             self.loop.call_soon_threadsafe(getattr(self, way), context=copy_context())
         elif way in ("fork_exit", "fork_kill"):
@@ -401,10 +401,12 @@ class Program:
             # What is late begins a turn later: nothing is over before it has been so for some.
             calm = 0 if self.open else calm + 1
             await asyncio.wait([self.trigger], timeout=0.01)
+        if not self.victim and self.open:
+            self.write("W", "return")
         if self.victim and not self.leaving:
             self.way_out()
-            if self.run["way"] not in ("clean", "gc", "fork_exit", "fork_kill"):
-                await asyncio.wait([self.trigger], timeout=ENDS_WITHIN)
+        if self.victim and self.run["way"] not in ("clean", "gc", "fork_exit", "fork_kill"):
+            await asyncio.wait([self.trigger], timeout=ENDS_WITHIN)
         if self.run["way"] == "gc":
             await asyncio.sleep(0.1)
         if self.victim and self.run["way"] == "exception":

@@ -121,7 +121,8 @@ class Storm:
             time.sleep(0.02)
         if victim.poll() is None:
             self.all_said(diary, until)
-            victim.send_signal(signal.SIGUSR1)
+            if run.victim not in truth.read(diary).left:
+                victim.send_signal(signal.SIGUSR1)
             if run.way in truth.ONWARDS:
                 self.all_said(diary, until)
             else:

@@ -114,6 +114,8 @@ def read(path):
             work.ended, work.after = words[1], role in diary.left
         elif what == "W":
             diary.left.setdefault(role, words[0])
+            if words[1:]:
+                diary.work[words[1]].after = True
     for work in diary.work.values():
         work.asked = any(work.name.startswith(each) for each in asked)
     return diary
@@ -150,7 +152,9 @@ def faults(run, diary, root, cascade, codes):
     if lost and way in (*ONWARDS, *ALIVE) and verdict != "broken":
         out.append(f"{len(lost)} were lost by {way}, and it is {verdict}: {cascade and cascade['reason']}")
     if cascade is None:
-        return out if way in KILLED else [*out, "never heard of"]
+        if lost or way not in KILLED:
+            out.append(f"never heard of, and {[each.name for each in lost][:5]} lost")
+        return out
     if verdict not in ENDED:
         out.append(f"it is {verdict} for good: {cascade['reason']}")
     for hop in cascade["hops"]:
