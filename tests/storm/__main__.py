@@ -16,7 +16,13 @@ def main():
     parser.add_argument("--runs", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
-    parser.add_argument("--only", type=int, action="append", default=[], help="only the run of this number; may be given again")
+    parser.add_argument(
+        "--only",
+        type=int,
+        action="append",
+        default=[],
+        help="only the run of this number; may be given again",
+    )
     parser.add_argument("--keep", type=Path, help="a folder for the diaries and what the programs printed")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="hopwatch-storm-") as folder:
@@ -26,7 +32,9 @@ def main():
         def tell(done):
             print(done.line(), file=sys.stderr, flush=True)
 
-        found = storm(at, seed=options.seed, runs=options.runs, jobs=options.jobs, only=options.only, tell=tell)
+        found = storm(
+            at, seed=options.seed, runs=options.runs, jobs=options.jobs, only=options.only, tell=tell
+        )
     print(table(found, options.seed))
     return 1 if any(done.faults for done in found) else 0
 

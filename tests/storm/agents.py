@@ -36,7 +36,7 @@ from starlette.applications import Starlette
 import hopwatch
 
 sys.path.insert(0, str(Path(hopwatch.__file__).parent / "demo" / "agents"))
-from plain import Inbox, delegate  # noqa: E402
+from plain import Inbox, delegate
 
 HOST = "127.0.0.1"
 
@@ -47,9 +47,7 @@ def card(name, port):
         description=f"{name} of the storm",
         version="1",
         supported_interfaces=[
-            AgentInterface(
-                url=f"http://{HOST}:{port}/", protocol_binding="JSONRPC", protocol_version="1.0"
-            )
+            AgentInterface(url=f"http://{HOST}:{port}/", protocol_binding="JSONRPC", protocol_version="1.0")
         ],
         capabilities=AgentCapabilities(streaming=False, push_notifications=True),
         default_input_modes=["text/plain"],

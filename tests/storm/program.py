@@ -132,7 +132,7 @@ class Program:
     async def body(self, work):
         """Do a few things, drawn from the seed by the name of the work."""
         draw = random.Random(f"{self.run['seed']} {work}")
-        deep = work.count(".")
+        deep = work.rpartition("w")[2].count(".")  # at a worker it begins anew
         things = ["sleep", "sleep", "timer", "thread", "job", "block", "fail", "cancel", "timeout"]
         if deep < 3:
             things += ["children", "children", "detached", "queue", "lock", "late", "bare_thread"]
@@ -336,7 +336,9 @@ class Program:
     def forgotten(self):
         """Where the hop of what is lost may have closed already, it begins late."""
         hop = hopwatch.current()
-        root = hop is not None and next((w for w, id in self.roots.items() if id == hop.cascade), None)
+        root = hop is not None and next(
+            (name for name, its in self.roots.items() if its == hop.cascade), None
+        )
         return f"{root}.0L" if root else None
 
     def gc(self):
@@ -431,13 +433,15 @@ def main():
     if role == "user":
         from agents import user
 
-        start(user(program, *sys.argv[4:]))
-    elif run["way"] == "loop_close":
+        begun = user(program, *sys.argv[4:])
+    else:
+        begun = program.main(2)
+    if run["way"] == "loop_close" and program.victim:
         loop = new_event_loop()
-        loop.run_until_complete(program.main(2))
+        loop.run_until_complete(begun)
         loop.close()
     else:
-        start(program.main(2))
+        start(begun)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -52,7 +53,9 @@ class Done:
     def line(self):
         """In one line."""
         run = self.run
-        said = ", ".join(f"{root} {verdict} {self.after[root]:.1f} s" for root, verdict in self.verdicts.items())
+        said = ", ".join(
+            f"{root} {verdict} {self.after[root]:.1f} s" for root, verdict in self.verdicts.items()
+        )
         head = f"{run.number:4} {run.way:13} {run.victim:8} {run.loop:8} step {run.step:2} {run.detail:5}"
         return "\n".join([f"{head} {said}", *(f"     FAULT {each}" for each in self.faults)])
 
@@ -60,8 +63,9 @@ class Done:
 class Storm:
     """All runs of one storm, against one collector and one folder of black boxes."""
 
-    def __init__(self, folder, running):
+    def __init__(self, folder, running, more):
         self.folder = folder
+        self.more = more
         self.running = running
         self.url = f"http://127.0.0.1:{running.port}"
 
@@ -76,7 +80,11 @@ class Storm:
         until = time.monotonic() + LASTS_AT_MOST
         with contextlib.ExitStack() as stack:
             for role in run.roles:
-                words = {"worker": ports[:1], "planner": [*ports[1:], f"http://127.0.0.1:{ports[0]}"] if ports else [], "user": ports[::-1]}
+                words = {
+                    "worker": ports[:1],
+                    "planner": [*ports[1:], f"http://127.0.0.1:{ports[0]}"] if ports else [],
+                    "user": ports[::-1],
+                }
                 log = stack.enter_context(self.diary_of(run).with_suffix(f".{role}.log").open("w"))
                 processes[role] = self.start(run, role, words.get(role, []), diary, log)
             try:
@@ -100,6 +108,7 @@ class Storm:
             HOPWATCH_DETAIL=run.detail,
             OTEL_SERVICE_NAME=f"storm-{run.number}-{role}",
             OTEL_INSTRUMENTATION_A2A_SDK_ENABLED="false",
+            **self.more,
         )
         command = [LAUNCHER, sys.executable, str(PROGRAM), run.text(), role, str(diary), *words]
         return subprocess.Popen(
@@ -150,7 +159,12 @@ class Storm:
                 victim.wait()
             if found is not None:
                 return
-            if not asked and victim is not processes.get("user") and processes.get("user") is not None and processes["user"].poll() is not None:
+            if (
+                not asked
+                and victim is not processes.get("user")
+                and processes.get("user") is not None
+                and processes["user"].poll() is not None
+            ):
                 asked = True
                 victim.send_signal(signal.SIGUSR1)
             time.sleep(0.02)
@@ -165,8 +179,10 @@ class Storm:
         """Wait until no cascade of the run is in flight, at most 12 s: agents have pushes to send still."""
         until = min(until, time.monotonic() + 12)
         while time.monotonic() < until:
-            found = [self.ask(id) for id in truth.read(diary).cascades.values()]
-            if found and all(each is not None and each["verdict"] not in ("in_flight", "unknown") for each in found):
+            found = [self.ask(each) for each in truth.read(diary).cascades.values()]
+            if found and all(
+                each is not None and each["verdict"] not in ("in_flight", "unknown") for each in found
+            ):
                 return
             time.sleep(POLL)
 
@@ -177,13 +193,11 @@ class Storm:
         if status == 404:
             return None
         assert status == 200, (status, body)
-        import json
-
         return json.loads(body)
 
     def watch(self, done):
         """Ask until what is said is said for good; a `settled` on the way there is checked as well."""
-        run, path = done.run, self.diary_of(done.run)
+        path = self.diary_of(done.run)
         since: dict[str, tuple[object, float]] = {}
         began = time.monotonic()
         while True:
@@ -195,7 +209,7 @@ class Storm:
                 verdict = found["verdict"] if found is not None else "never heard of"
                 if verdict == "settled":
                     wrong = truth.false_settled(before, truth.read(path), root)
-                    if wrong:
+                    if wrong and not any("on the way" in each for each in done.faults):
                         done.faults.append(f"FALSE settled on the way: {wrong[:5]} had not ended")
                 key = (verdict, found is not None and any(hop["state"] == "open" for hop in found["hops"]))
                 if root not in since or since[root][0] != key:
@@ -203,7 +217,11 @@ class Storm:
                 over = verdict in truth.ENDED and (not key[1] or verdict in ("unknown", "silent"))
                 over = over or verdict == "never heard of"
                 calm = calm and over and now - max(since[root][1], done.ended) >= SETTLES
-            if calm or (done.ended and now - done.ended > SAID_WITHIN) or now - began > LASTS_AT_MOST + SAID_WITHIN:
+            if (
+                calm
+                or (done.ended and now - done.ended > SAID_WITHIN)
+                or now - began > LASTS_AT_MOST + SAID_WITHIN
+            ):
                 break
             time.sleep(POLL)
         for root, (key, at) in since.items():
@@ -213,12 +231,12 @@ class Storm:
     def conclude(self, done):
         """Compare what was said at last with what happened."""
         done.diary = truth.read(self.diary_of(done.run))
-        for root, id in done.diary.cascades.items():
-            cascade = self.ask(id)
+        for root, its in done.diary.cascades.items():
+            cascade = self.ask(its)
             done.verdicts[root] = cascade["verdict"] if cascade is not None else "never heard of"
             for hop in cascade["hops"] if cascade is not None else ():
                 done.hops[hop["outcome"] or "open"] += 1
-            done.faults += [f"{root}: {each}" for each in truth.faults(done.run, done.diary, root, cascade, done.codes)]
+            done.faults += [f"{root}: {each}" for each in truth.faults(done.run, done.diary, root, cascade)]
         code = truth.wrong_code(done.run, done.diary, done.codes)
         if code is not None:
             done.faults.append(code)
@@ -229,7 +247,7 @@ def note(diary, role, what):
         file.write(f"{role} {what}\n")
 
 
-def storm(folder, *, seed, runs, jobs=2, only=(), tell=lambda done: None):
+def storm(folder, *, seed, runs, jobs=2, only=(), tell=lambda done: None, **more):
     """Run a storm.
 
     Args:
@@ -239,6 +257,7 @@ def storm(folder, *, seed, runs, jobs=2, only=(), tell=lambda done: None):
         jobs: how many at a time.
         only: the numbers of those that are run; all by default.
         tell: is called with each `Done`, as it is done.
+        more: environment variables of the programs.
 
     Returns:
         What came of each.
@@ -246,7 +265,7 @@ def storm(folder, *, seed, runs, jobs=2, only=(), tell=lambda done: None):
     plan = [Done(run) for run in planned(seed, runs) if not only or run.number in only]
     (folder / "boxes").mkdir(mode=0o700, exist_ok=True)
     with collector(folder / "store.sqlite", "--blackbox", str(folder / "boxes")) as running:
-        all_of_it = Storm(folder, running)
+        all_of_it = Storm(folder, running, more)
         slots = threading.Semaphore(jobs)
 
         def one(done):
@@ -263,11 +282,19 @@ def storm(folder, *, seed, runs, jobs=2, only=(), tell=lambda done: None):
             tell(done)
 
         with ThreadPoolExecutor(jobs + 40) as pool:
-            list(pool.map(one, plan))
+            try:
+                list(pool.map(one, plan))
+            except KeyboardInterrupt:  # what has begun comes to its end
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
         # At the end of all, nobody shall have been called settled meanwhile who was not.
         for done in plan:
-            for root, id in done.diary.cascades.items():
-                again = all_of_it.ask(id)
-                if again is not None and again["verdict"] == "settled" and any(w.lost for w in done.diary.of(root)):
+            for root, its in done.diary.cascades.items():
+                again = all_of_it.ask(its)
+                if (
+                    again is not None
+                    and again["verdict"] == "settled"
+                    and any(w.lost for w in done.diary.of(root))
+                ):
                     done.faults.append(f"{root}: FALSE settled at the end of all")
     return plan

@@ -12,7 +12,17 @@ OUTCOMES = ("finished", "failed", "cancelled", "abandoned", "open")
 
 def table(found, seed):
     """The table of a storm's runs, and a line of sums under it."""
-    head = ["way out", "runs", "work lost", *VERDICTS, "other", *(f"hops {each}" for each in OUTCOMES), "median s", "worst s", "false settled"]
+    head = [
+        "way out",
+        "runs",
+        "work lost",
+        *VERDICTS,
+        "other",
+        *(f"hops {each}" for each in OUTCOMES),
+        "median s",
+        "worst s",
+        "false settled",
+    ]
     rows = [head, ["---", *(["---:"] * (len(head) - 1))]]
     for way in (*WAYS, None):
         runs = [done for done in found if way in (None, done.run.way)]
