@@ -7,6 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from storm.plan import planned
 from storm.running import storm
 from storm.table import table
 
@@ -32,9 +33,10 @@ def main():
         def tell(done):
             print(done.line(), file=sys.stderr, flush=True)
 
-        found = storm(
-            at, seed=options.seed, runs=options.runs, jobs=options.jobs, only=options.only, tell=tell
-        )
+        plan = planned(options.seed, options.runs)
+        if options.only:
+            plan = [run for run in plan if run.number in options.only]
+        found = storm(at, plan, jobs=options.jobs, tell=tell)
     print(table(found, options.seed))
     return 1 if any(done.faults for done in found) else 0
 

@@ -14,12 +14,15 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from collector.telling import collector
 from hopwatch.demo.run import free_ports
 from storm import truth
-from storm.plan import Run, planned
 from ways_out import LAUNCHER, environment
+
+if TYPE_CHECKING:
+    from storm.plan import Run
 
 PROGRAM = Path(__file__).with_name("program.py")
 LASTS_AT_MOST = 60.0
@@ -247,22 +250,20 @@ def note(diary, role, what):
         file.write(f"{role} {what}\n")
 
 
-def storm(folder, *, seed, runs, jobs=2, only=(), tell=lambda done: None, **more):
+def storm(folder, runs, *, jobs=2, tell=lambda done: None, **more):
     """Run a storm.
 
     Args:
         folder: for diaries, black boxes and the store.
-        seed: what everything random is drawn from.
-        runs: how many.
-        jobs: how many at a time.
-        only: the numbers of those that are run; all by default.
+        runs: what happens in it, as `planned` gives it.
+        jobs: how many runs at a time.
         tell: is called with each `Done`, as it is done.
         more: environment variables of the programs.
 
     Returns:
         What came of each.
     """
-    plan = [Done(run) for run in planned(seed, runs) if not only or run.number in only]
+    plan = [Done(run) for run in runs]
     (folder / "boxes").mkdir(mode=0o700, exist_ok=True)
     with collector(folder / "store.sqlite", "--blackbox", str(folder / "boxes")) as running:
         all_of_it = Storm(folder, running, more)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from storm.plan import ALIVE, KILLED, ONWARDS
+from storm.plan import KILLED, ONWARDS
 
 RUNNER = "pending at shutdown: cancelled by asyncio.run at its end"
 CLOSED = "pending at shutdown: its event loop was closed"
@@ -149,12 +149,13 @@ def faults(run, diary, root, cascade):
         out.append(f"FALSE settled: lost {[each.name for each in lost][:5]}")
     if run.way == "clean" and not lost and verdict != "settled":
         out.append(f"all was over, and it is {verdict}: {cascade and cascade['reason']}")
-    if lost and way in (*ONWARDS, *ALIVE) and verdict != "broken":
-        out.append(f"{len(lost)} were lost by {way}, and it is {verdict}: {cascade and cascade['reason']}")
+    if lost and verdict != "broken":
+        names = [each.name for each in lost][:5]
+        out.append(
+            f"{len(lost)} were lost by {way} ({names}), and it is {verdict}: {cascade and cascade['reason']}"
+        )
     if cascade is None:
-        if lost or way not in KILLED:
-            out.append(f"never heard of, and {[each.name for each in lost][:5]} lost")
-        return out
+        return out if way in KILLED else [*out, f"never heard of, after {way}"]
     if verdict not in ENDED:
         out.append(f"it is {verdict} for good: {cascade['reason']}")
     for hop in cascade["hops"]:
