@@ -192,7 +192,11 @@ class Storm:
     # What is said --------------------------------------------------------------------------------------------
 
     def ask(self, cascade):
-        status, _, body = self.running.request("GET", f"/api/cascades/{cascade}")
+        try:
+            status, _, body = self.running.request("GET", f"/api/cascades/{cascade}")
+        except OSError as error:
+            code = self.running.process.poll()
+            raise AssertionError(f"the collector does not answer ({error}); its exit code: {code}") from error
         if status == 404:
             return None
         assert status == 200, (status, body)
