@@ -1,15 +1,17 @@
 # make demo [FAULT=hang]   three real agents, watched        make test    the tests
 # make bench               what it costs, as ratios          make lint    formatting, lint, strict types, docstrings
 # make matrix              the tests on every Python that is installed here
+# make storm               200 runs of programs that end in any way at any moment; STORM="--runs 500 --seed 7"
 
 PYTHON ?= python3
 VENV ?= .venv
 FAULT ?= none
 # Real processes wait for each other for most of a test: two at once take half the time.
 PYTEST ?= -n auto --maxprocesses 4 --dist worksteal
+STORM ?=
 BIN = $(VENV)/bin
 
-.PHONY: demo test bench lint format matrix clean
+.PHONY: demo test storm bench lint format matrix clean
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "hopwatch needs Python 3.10 or later; $(PYTHON) is $$($(PYTHON) --version). Name another one: make PYTHON=python3.12 ..."; exit 1; }
@@ -32,6 +34,9 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest $(PYTEST)
+
+storm: $(VENV)/.test
+	PYTHONPATH=tests $(BIN)/python -m storm $(STORM)
 
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/asyncio_hooks.py

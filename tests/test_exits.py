@@ -360,6 +360,15 @@ async def main():
         os.execv(sys.executable, [sys.executable, "-S", "-c", "print('another program'); raise SystemExit(6)"])
 run(main())
 """, {"forever": "pending at shutdown: the process was replaced", "root": "pending at shutdown: the process was replaced"}, way="execv", code=6),
+    Row("os.execv just after a thread has ended", """
+async def main():
+    with cascade("root"):
+        thread = threading.Thread(target=int)
+        thread.start()
+    thread.join()
+    os.execv(sys.executable, [sys.executable, "-S", "-c", ""])
+run(main())
+""", outcomes={"root": "finished"}, way="execv"),
     Row("os.execv that fails", """
 async def main():
     with cascade("root"):

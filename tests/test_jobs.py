@@ -14,6 +14,7 @@ import pytest
 import hopwatch
 from hopwatch import process
 from hopwatch.instrument import jobs
+from hopwatch.telemetry import what_it_waits_on
 
 
 async def turns(count=3):
@@ -405,3 +406,22 @@ def test_a_hook_that_fails_is_counted_and_the_application_goes_on(
         run(main)
         assert process.failures
     assert "ours" not in capfd.readouterr().err
+
+
+def test_a_timer_or_thread_that_can_be_seen_is_not_said_to_be_over_before_it_is(watching_with, run):
+    with watching_with(HOPWATCH_DETAIL="all") as watched:
+
+        async def main():
+            gate = threading.Event()
+            timer = asyncio.get_running_loop().call_later(60, fail)
+            thread = threading.Thread(target=wait_for, args=(gate,))
+            thread.start()
+            told = {hop.name: what_it_waits_on(hop) for hop in watched.ledger.open_hops()}
+            gate.set()
+            thread.join()
+            timer.cancel()
+            return told
+
+        told = run(main)
+        for name in ("timer fail", "thread wait_for"):
+            assert told[name] == ({"kind": "unknown", "what": name, "moves": True}, True)

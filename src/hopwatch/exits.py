@@ -509,6 +509,11 @@ def replaced() -> None:
     if not process.telemetry.started:
         return
     until = time.monotonic() + process.settings.shutdown_timeout
+    if process.telemetry.ticking.acquire(timeout=min(0.25, process.settings.shutdown_timeout)):
+        try:
+            _look_once_more(process)  # threads and cancelled timers end without telling
+        finally:
+            process.telemetry.ticking.release()
     ledger = process.ledger
     why = f"{PENDING}: the process was replaced by another program (execv)"
     found = pending_entries(ledger)

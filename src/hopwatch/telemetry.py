@@ -602,6 +602,8 @@ def what_it_waits_on(
         whether any of it may move by itself.
     """
     found = of_entry(hop, timers, rests_on) if hop.done is None else None
+    if found is None and hop.done is None:  # a timer, a thread or a job: nobody looks into those
+        found = {"kind": "unknown", "what": hop.name, "moves": True}, True
     deadlock = explain_deadlock(hop) if explain_deadlock is not None else None
     if found is not None and deadlock is not None and deadlock[1]:
         found = ({**found[0], "moves": False}, False)
