@@ -139,7 +139,12 @@ def test_a_worker_that_is_killed_breaks_the_cascade_within_two_seconds():
     assert (cut["agent"], cut["kind"], cut["reason"]) == ("worker", "execution", "process_killed")
     assert line(*place(cut)).startswith("async def execute(")
     assert "process_killed" in outcome["cascade"]["reason"]
-    assert outcome["ended"]["exit_code"] == -signal.SIGKILL
+    assert outcome["ended"] == {
+        "agent": "worker",
+        "exit_code": -signal.SIGKILL,
+        "how": "process_killed",
+        "pending": {"execution": 1},
+    }
 
 
 def test_a_task_that_a_worker_leaves_behind_breaks_the_cascade_with_where_it_was_made():

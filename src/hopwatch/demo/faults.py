@@ -21,12 +21,12 @@ class Ending:
 
     Attributes:
         exit_code: its own, as without hopwatch; the number of a signal with a minus where it died of one.
-        how: what `GET /api/agents` must say of its end; None where it can have told nothing.
+        how: what `GET /api/agents` must say of its end.
         pending: what must be in the summary of what was pending: how much, by kind.
     """
 
     exit_code: int
-    how: str | None
+    how: str
     pending: dict[str, int] = field(default_factory=dict)
 
 
@@ -301,7 +301,7 @@ FAULTS: dict[str, Fault] = {
         _killed,
         strike=(signal.SIGKILL, worker_reads),
         prompt=2.0,
-        ending=Ending(-signal.SIGKILL, None),
+        ending=Ending(-signal.SIGKILL, "process_killed", {"execution": 1}),
     ),
     "pending": Fault(
         "the worker answers, and is asked to end while a task of it is pending",

@@ -448,9 +448,9 @@ def _ended(watch: Watch, ending: Ending, cast: Cast, outcome: Outcome) -> str | 
     if code != ending.exit_code:
         return f"the worker ended with {code}, not with {ending.exit_code}"
     if how != ending.how:
-        return f"the worker said that it ended by {how}, not by {ending.how}"
+        return f"the collector says that the worker ended by {how}, not by {ending.how}"
     if any(pending.get(kind) != count for kind, count in ending.pending.items()):
-        return f"the worker said that {pending} was pending, not {ending.pending}"
+        return f"the collector says that {pending} was pending, not {ending.pending}"
     return None
 
 

@@ -102,8 +102,7 @@ class Stage:
 
 def _ending(ended: dict[str, Any]) -> str:
     """How an agent ended, in a sentence."""
-    told = f"The {ended['agent']} ended with {ended['exit_code']}"
-    if ended["how"] is None:
-        return f"{told} and could say nothing; what was open in it was found in its black box."
     pending = ", ".join(f"{count} {kind}" for kind, count in sorted(ended["pending"].items())) or "nothing"
-    return f"{told} ({ended['how']}). It said what was pending: {pending}."
+    return (
+        f"The {ended['agent']} ended with {ended['exit_code']} ({ended['how']}). Pending was then: {pending}."
+    )
