@@ -49,11 +49,15 @@ def run(story):
     asyncio.run(asyncio.wait_for(story(), 30))
 
 
-async def subscribed(read):
-    """A task that is asked for, with a subscriber of no cascade that reads by `read`; the handler, and the subscriber."""
+async def subscribed(read, begin=lambda: None):
+    """A task that is asked for, with a subscriber of no cascade that reads by `read`; the handler, and the subscriber.
+
+    The execution calls `begin` first.
+    """
     subscribing = asyncio.Event()
 
     async def work(updater):
+        begin()
         await updater.start_work()
         await subscribing.wait()
         await complete(updater)
@@ -103,6 +107,35 @@ def test_a_subscriber_that_awaits_a_future_holds_the_execution_and_nothing_of_it
         assert not any(each.late for each in hops.values())
         assert hop(hops, "execution").outcome == "finished"
         assert not _deliveries
+        await handler.aclose()
+
+    run(story)
+
+
+def test_what_a_subscriber_has_not_taken_is_not_late_where_the_sdk_takes_long_for_the_last_event():
+    def revealed():
+        # As it is where the last event is processed later than the threshold after the end of `execute`.
+        (execution,) = [each for each in process.here().ledger.open_hops() if each.kind == "execution"]
+        (completion,) = [each for each in process.here().ledger.below(execution, 10) if each.kind == "event"]
+        process.here().ledger.reveal(completion)
+
+    async def story():
+        answer = asyncio.get_running_loop().create_future()
+
+        async def read(event):
+            if type(event).__name__ != "Task":
+                await answer
+
+        handler, subscriber = await subscribed(read, revealed)
+        await until(lambda: _deliveries)
+        (execution,) = [each for each in process.here().ledger.open_hops() if each.kind == "execution"]
+        assert not execution.closed
+        answer.set_result(None)
+        await subscriber
+        await over()
+        hops = only_cascade()
+        assert verdict(hops).verdict == "settled"
+        assert not any(each.late for each in hops.values())
         await handler.aclose()
 
     run(story)

@@ -963,6 +963,10 @@ def test_a_process_that_dies_without_a_word_breaks_its_cascade_within_two_second
             "nightly", "abandoned", "process_killed", "worker",
         )  # fmt: skip
         assert in_files(folder) == []
+        (found,) = running.get("/api/agents")["agents"]
+        assert (found["state"], found["pid"], found["ended"]["how"], found["ended"]["pending"]) == (
+            "ended", agent.process.pid, "process_killed", {"task": 1},
+        )  # fmt: skip
 
 
 @pytest_processes

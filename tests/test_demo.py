@@ -1,14 +1,21 @@
 """Does each planted fault give its verdict, and name its hop? Real processes, the stock launcher, the real collector."""
 
+import contextlib
 import json
 import os
 import re
+import signal
+import socket
 import subprocess
 import sys
+import time
+from pathlib import Path
 
+import httpx
 import pytest
 
 from hopwatch.demo.faults import FAULTS
+from hopwatch.demo.run import AGENTS, Cast, free_ports, wait_for_card
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(240)]
 
@@ -38,6 +45,16 @@ def hops(told, /, **wanted):
     return [hop for hop in told["cascade"]["hops"] if all(hop[key] == value for key, value in wanted.items())]
 
 
+def place(hop):
+    """The file and the line of a hop's location."""
+    return re.match(r"(.*):(\d+) ", hop["location"]).groups()
+
+
+def line(file, number):
+    """What stands there."""
+    return Path(file).read_text().splitlines()[int(number) - 1].strip()
+
+
 def test_three_agents_that_do_their_work_settle_in_one_trace_over_four_processes():
     outcome = told("none")
     assert {hop["state"] for hop in outcome["cascade"]["hops"]} == {"ended"}
@@ -55,12 +72,21 @@ def test_a_worker_that_awaits_a_future_nobody_sets_stalls_at_file_and_line():
     assert "worker.py:" in outcome["cascade"]["reason"]
 
 
-def test_two_locks_in_opposite_order_stall_with_both_tasks_and_both_holders():
+def test_two_locks_in_opposite_order_stall_within_two_seconds_with_both_tasks_both_holders_and_the_whole_cycle():
     outcome = told("deadlock")
+    assert outcome["prompt_s"] <= 2
     reason = outcome["cascade"]["reason"]
     assert all(
         word in reason for word in ("execution of worker", "`stock`", "`account`", "'reserve'", "'charge'")
     )
+    tasks = [hop for hop in hops(outcome, kind="task", agent="worker") if hop["state"] == "open"]
+    edges = [hop["waits_on"]["deadlock"]["edges"] for hop in tasks]
+    assert len(edges) == 2
+    for each in edges:
+        assert sorted((edge["task"], edge["held_by"]) for edge in each) == [
+            ("charge", ["reserve"]),
+            ("reserve", ["charge"]),
+        ]
 
 
 def test_a_refused_push_stalls_the_one_that_waits_for_it_and_is_named():
@@ -84,6 +110,94 @@ def test_a_task_that_nobody_keeps_breaks_the_cascade_with_where_it_was_made_and_
     assert "awaited a future" in lost["reason"]
 
 
+def test_a_worker_that_gets_sigterm_breaks_the_cascade_with_what_was_pending_and_what_that_awaited():
+    outcome = told("term")
+    (cut,) = hops(outcome, kind="execution", outcome="abandoned")
+    reason = re.fullmatch(
+        r"pending at shutdown: SIGTERM; it awaited data from 127\.0\.0\.1:\d+ at (\S+worker\.py):(\d+)",
+        cut["reason"],
+    )
+    assert line(*reason.groups()) == "await reader.readline()"
+    assert (
+        line(*place(cut))
+        == "async def execute(self, context: RequestContext, event_queue: EventQueue) -> None:"
+    )
+    assert (
+        f"Execution of worker (Worker.execute) was abandoned: {cut['reason']}; defined at {cut['location']}"
+        in (outcome["cascade"]["reason"])
+    )
+    assert {hop["outcome"] for hop in hops(outcome, agent="worker")} == {"finished", "abandoned"}
+    ended = outcome["ended"]
+    assert (ended["agent"], ended["exit_code"], ended["how"]) == ("worker", -signal.SIGTERM, "SIGTERM")
+    assert ended["pending"]["execution"] == 1
+
+
+def test_a_worker_that_is_killed_breaks_the_cascade_within_two_seconds():
+    outcome = told("kill")
+    assert outcome["prompt_s"] <= 2
+    (cut,) = hops(outcome, outcome="abandoned")
+    assert (cut["agent"], cut["kind"], cut["reason"]) == ("worker", "execution", "process_killed")
+    assert line(*place(cut)).startswith("async def execute(")
+    assert "process_killed" in outcome["cascade"]["reason"]
+    assert outcome["ended"] == {
+        "agent": "worker",
+        "exit_code": -signal.SIGKILL,
+        "how": "process_killed",
+        "pending": {"execution": 1},
+    }
+
+
+def test_a_task_that_a_worker_leaves_behind_breaks_the_cascade_with_where_it_was_made():
+    outcome = told("pending")
+    (cut,) = hops(outcome, outcome="abandoned")
+    assert (cut["agent"], cut["kind"], cut["name"]) == ("worker", "task", "Worker.tidy_up")
+    assert line(*place(cut)) == 'self.keep(asyncio.create_task(self.tidy_up(), name="tidy up"))'
+    reason = re.fullmatch(
+        r"pending at shutdown: cancelled by asyncio\.run at its end; it awaited asyncio\.sleep until \S+ at (\S+worker\.py):(\d+)",
+        cut["reason"],
+    )
+    assert line(*reason.groups()) == "await asyncio.sleep(600)"
+    assert outcome["ended"] == {"agent": "worker", "exit_code": 0, "how": "exit", "pending": {"task": 1}}
+    (execution,) = hops(outcome, kind="execution", agent="worker")
+    assert (execution["outcome"], execution["task_state"]) == ("finished", "TASK_STATE_COMPLETED")
+
+
+@pytest.mark.parametrize("fault", ["term", "kill", "pending"])
+def test_without_hopwatch_the_worker_ends_with_the_same_exit_code(tmp_path, fault):
+    cast = Cast(tmp_path)
+    (port,) = free_ports(1)
+    with contextlib.ExitStack() as stack:
+        slow = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        slow.settimeout(30)
+        try:
+            worker = cast.start(
+                "worker",
+                [
+                    sys.executable, str(AGENTS / "worker.py"), "--port", str(port), "--fault", fault,
+                    "--slow", "{}:{}".format(*slow.getsockname()),
+                ],
+            )  # fmt: skip
+            wait_for_card(cast, "worker", port, time.monotonic() + 60)
+            message = {"messageId": "m", "role": "ROLE_USER", "parts": [{"text": "work"}]}
+            params = {"message": message, "configuration": {"returnImmediately": fault != "pending"}}
+            answer = httpx.post(
+                f"http://127.0.0.1:{port}/",
+                json={"jsonrpc": "2.0", "id": "1", "method": "SendMessage", "params": params},
+                headers={"A2A-Version": "1.0"},
+                timeout=30,
+            ).json()
+            state = answer["result"]["task"]["status"]["state"]
+            if fault == "pending":
+                assert state == "TASK_STATE_COMPLETED"
+            else:
+                stack.enter_context(slow.accept()[0])  # the worker waits for what it says
+            worker.send_signal(FAULTS[fault].strike[0])
+            assert worker.wait(30) == FAULTS[fault].ending.exit_code
+            assert "hopwatch" not in cast.tail("worker")
+        finally:
+            cast.end()
+
+
 def test_a_worker_that_is_stopped_is_silent_and_in_flight_again_when_it_goes_on():
     outcome = told("silent")
     assert [change["verdict"] for change in outcome["history"]] == ["in_flight", "silent", "in_flight"]
@@ -98,6 +212,7 @@ def test_a_worker_whose_telemetry_never_leaves_it_is_unknown_and_never_settled()
 def test_a_subscriber_that_stalls_keeps_it_in_flight_with_producer_queue_events_and_subscriber_until_it_hangs_up():
     outcome = told("leak")
     assert [change["verdict"] for change in outcome["history"]] == ["in_flight", "settled"]
+    assert not hops(outcome, late=True)
     (worker,) = hops(outcome, kind="execution", agent="worker")
     assert worker["task_state"] == "TASK_STATE_COMPLETED"
     (delivery,) = [

@@ -150,6 +150,32 @@ def test_a_clock_that_is_hours_wrong_does_not_make_a_look_seem_new():
     assert found.verdict == "in_flight"
 
 
+def test_of_a_hop_that_is_cut_off_together_with_the_task_that_runs_it_the_hop_is_named_and_where_it_is_defined():
+    cut = {"outcome": "abandoned", "reason": "pending at shutdown: SIGTERM; it awaited data"}
+    task = hop(3, 2, kind="task", age=601, location="sdk.py:690 run", **cut)
+    found = verdict(
+        hop(1, children=1, outcome="abandoned", reason=cut["reason"], agent="b"),
+        hop(2, 1, remote=True, location="work.py:3 Worker.execute", **cut),
+        task,
+    )
+    assert found.reason == (
+        "Execution of a (execution 2) was abandoned: pending at shutdown: SIGTERM; it awaited data; "
+        "defined at work.py:3 Worker.execute; 2 more were abandoned."
+    )
+
+
+def test_of_what_is_cut_off_the_innermost_is_named_where_it_waited_for_something_else_than_the_hop_above():
+    above = hop(
+        2, outcome="abandoned", reason="it awaited 'T'", location="work.py:3 Worker.execute", children=1
+    )
+    task = hop(
+        3, 2, kind="task", age=601, location="work.py:9 run", outcome="abandoned", reason="it awaited data"
+    )
+    assert verdict(above, task).reason == (
+        "Task of a (task 3) was abandoned: it awaited data; made at work.py:9 run; 1 more were abandoned."
+    )
+
+
 def test_an_abandoned_hop_breaks_it_for_good_and_names_what_else_is_open():
     lost = hop(
         2, 1, kind="task", outcome="abandoned", reason="destroyed while pending", location="work.py:3 run"

@@ -98,6 +98,68 @@ def reap(folder: str, deliver: Callable[[Box], None], *, agent: str | None = Non
     return out
 
 
+@dataclass
+class Lying:
+    """What lies in a folder of black boxes.
+
+    Attributes:
+        alive: how many boxes of processes that live.
+        dead: boxes whose processes have died and that nobody has delivered yet.
+        untrusted: why files that call themselves boxes cannot be trusted, one sentence each.
+        set_aside: how many files were set aside.
+        more: whether there are more files than were looked at.
+    """
+
+    alive: int = 0
+    dead: list[Box] = field(default_factory=list)
+    untrusted: list[str] = field(default_factory=list)
+    set_aside: int = 0
+    more: bool = False
+
+
+def lying(folder: Path) -> Lying:
+    """Look at what lies in a folder, and change nothing.
+
+    To know whether a process lives, the lock of its box is asked for, and let go at once. Who reaps at that very moment
+    finds it taken, and does so at the next look.
+
+    Args:
+        folder: one that `blackbox.checked_folder` has accepted.
+    """
+    out = Lying()
+    with _one_at_a_time, contextlib.suppress(OSError):
+        with os.scandir(folder) as found:
+            listed = [each.name for each, _ in zip(found, range(MAX_BOXES + 1), strict=False)]
+        out.more = len(listed) > MAX_BOXES
+        for name in sorted(listed[:MAX_BOXES]):
+            if name.endswith(SUFFIX) and not name.startswith("."):
+                with contextlib.suppress(OSError):  # it is gone, say
+                    _look_at(folder / name, out)
+        with os.scandir(folder / SET_ASIDE) as kept:
+            out.set_aside = sum(1 for _ in zip(kept, range(MAX_BOXES), strict=False))
+    return out
+
+
+def _look_at(path: Path, out: Lying) -> None:
+    if blackbox.owned(path):
+        out.alive += 1
+        return
+    try:
+        file = blackbox.opened(path, write=True)
+        try:
+            free = _locked(file, path)
+            box = blackbox.read_open(file, path)
+        finally:
+            os.close(file)
+    except BoxError as error:
+        out.untrusted.append(str(error))
+        return
+    if not free or _in_use(box):
+        out.alive += 1
+    else:
+        out.dead.append(box)
+
+
 def _reap_one(path: Path, deliver: Callable[[Box], None], agent: str | None, out: Reaped) -> None:
     if blackbox.owned(path):
         return

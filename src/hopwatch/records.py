@@ -142,7 +142,7 @@ class Heartbeat:
 
 @dataclass(slots=True)
 class Shutdown:
-    """What a process says of its own end."""
+    """What a process says of its own end, or its black box."""
 
     instance: str
     agent: str
@@ -152,6 +152,8 @@ class Shutdown:
     """How it ended: `exit`, `SIGTERM` and the like."""
     pending: dict[str, int]
     """How much was pending then, by kind."""
+    found: bool = False
+    """Whether somebody else says so, who found the process's black box."""
 
 
 def newer_state(known: str | None, known_at: int, state: str, at: int) -> bool:

@@ -373,9 +373,18 @@ def _broken(found: _Findings) -> Verdict | None:
     if not lost:
         return None
     first = lost[0]
+    for _ in lost:
+        above = found.tree.hops.get(first.parent or "")
+        if above is None or (above.outcome, above.reason, above.instance) != (
+            "abandoned",
+            first.reason,
+            first.instance,
+        ):
+            break
+        first = above  # the hop that the task runs, say: it tells the same, and whose it is
     reason = f"{_sentence(describe(first))} was abandoned: {first.reason or 'no reason was given'}"
     if first.location:
-        reason += f"; made at {first.location}"
+        reason += f"; {'defined' if first.kind == 'execution' else 'made'} at {first.location}"
     if len(lost) > 1:
         reason += f"; {len(lost) - 1} more were abandoned"
     if found.opened:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -15,7 +16,11 @@ INSTALLED = {
     "hopwatch": "0.1.0", "a2a-sdk": "1.3.0", "starlette": "1.0", "httpx": "0.28.1", "opentelemetry-distro": "0.66b1",
     "opentelemetry-exporter-otlp-proto-grpc": "1.45", "opentelemetry-exporter-otlp-proto-http": "1.45",
 }  # fmt: skip
-HEALTHY = {"OTEL_SERVICE_NAME": "worker", "OTEL_INSTRUMENTATION_A2A_SDK_ENABLED": "false"}
+HEALTHY = {
+    "OTEL_SERVICE_NAME": "worker",
+    "OTEL_INSTRUMENTATION_A2A_SDK_ENABLED": "false",
+    "HOPWATCH_BLACKBOX": os.environ["HOPWATCH_BLACKBOX"],
+}
 
 
 @pytest.fixture

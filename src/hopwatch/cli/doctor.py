@@ -92,7 +92,8 @@ def examine(
         connect: tries a host and a port; None if somebody listens there, else why not.
 
     Returns:
-        What was found, in the order in which a hop's record travels: library, instrumentation, SDK, exporter, collector.
+        What was found, in the order in which a hop's record travels: library, instrumentation, SDK, what a process
+        leaves on this host, exporter, collector.
     """
     connect = connect or _connect
     out = [
@@ -109,6 +110,7 @@ def examine(
     out.extend(_identity(environment))
     out.extend(_sampler(environment))
     out.extend(_own_spans(environment, version))
+    out.extend(_folder(environment))
     collector = _asked(url, token)
     out.append(collector)
     out.extend(_exporter(environment, version, connect, url, token, reached=collector.level == "ok"))
@@ -252,6 +254,13 @@ def _own_spans(environment: Mapping[str, str], version: Callable[[str], str | No
             "note", "a2a-sdk's spans", "the SDK makes about 32 spans a message itself; hopwatch does not need them",
             "to save them: OTEL_INSTRUMENTATION_A2A_SDK_ENABLED=false",
         )  # fmt: skip
+
+
+def _folder(environment: Mapping[str, str]) -> Iterator[Finding]:
+    from hopwatch.cli import left  # noqa: PLC0415 - it needs this module
+
+    yield from left.boxes(environment)
+    yield from left.sockets(environment)
 
 
 # Where it goes ---------------------------------------------------------------------------------------------------

@@ -9,12 +9,14 @@ import logging
 import secrets
 import threading
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Final
 
+from hopwatch.attributes import PROCESS_KILLED
 from hopwatch.blackbox import Box, BoxError
 from hopwatch.collector.batch import Batch
 from hopwatch.reaping import SPAN_NAME, reap, say_once
-from hopwatch.records import abandoned_attributes, read_hop
+from hopwatch.records import Shutdown, abandoned_attributes, read_hop
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -96,6 +98,12 @@ class Reaper:
                 )
             )
             batch.hops[-1].started = min(hop.started, now)
+        kinds = Counter(hop.kind for hop in box.hops)
+        batch.shutdowns.append(
+            Shutdown(
+                box.instance, box.agent, box.pid, now, box.leaving or PROCESS_KILLED, dict(kinds), found=True
+            )
+        )
         refused = self._store.write(batch).result(timeout=COMMIT_WITHIN)
         if refused.count:  # it is counted on its cascade, which cannot become settled
             _log.warning("of a process that died: %s", refused.sentence())

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+import signal
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -10,6 +13,21 @@ if TYPE_CHECKING:
 
 Cascade = dict[str, Any]
 """The object of `GET /api/cascades/{id}`."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How the worker must have ended.
+
+    Attributes:
+        exit_code: its own, as without hopwatch; the number of a signal with a minus where it died of one.
+        how: what `GET /api/agents` must say of its end.
+        pending: what must be in the summary of what was pending: how much, by kind.
+    """
+
+    exit_code: int
+    how: str
+    pending: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -21,8 +39,11 @@ class Fault:
         verdict: the verdict that it must give.
         within: seconds after the start of the cascade within which that verdict is due.
         names: says what is wrong with the hops that the verdict names, or None where they are the right ones.
-        agents: arguments that single agents are started with, by agent.
         before: verdicts that may be seen before.
+        strike: what is sent to the worker, and when: as soon as the cascade is like that.
+        closes: when what is wrong has come about, in Unix seconds, where no signal brings it about.
+        prompt: seconds after that, or after the signal, within which the verdict is due; None where `within` is all.
+        ending: how the worker must have ended; None where it must not.
     """
 
     about: str
@@ -30,6 +51,15 @@ class Fault:
     within: float
     names: Callable[[Cascade], str | None]
     before: frozenset[str] = frozenset({"in_flight"})
+    strike: tuple[signal.Signals, Callable[[Cascade], bool]] | None = None
+    closes: Callable[[Cascade], float | None] | None = None
+    prompt: float | None = None
+    ending: Ending | None = None
+
+
+def unix_time(text: str) -> float:
+    """A time of the API in Unix seconds."""
+    return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
 
 
 def _hops(cascade: Cascade, **wanted: Any) -> list[dict[str, Any]]:
@@ -48,6 +78,25 @@ def _above(cascade: Cascade, hop: dict[str, Any]) -> Iterable[dict[str, Any]]:
             return
         yield parent
         hop = parent
+
+
+def worker_is_at_it(cascade: Cascade) -> bool:
+    """Whether the worker's execution is open."""
+    return bool(_hops(cascade, kind="execution", agent="worker", state="open"))
+
+
+def worker_reads(cascade: Cascade) -> bool:
+    """Whether it is known that the worker is in the middle of its work: it waits for the slow server."""
+    for hop in _hops(cascade, kind="execution", agent="worker"):
+        waits = hop["waits_on"] or {}
+        return waits.get("kind") == "socket" and bool(waits.get("peer"))
+    return False
+
+
+def only_a_task_is_left(cascade: Cascade) -> bool:
+    """Whether all is over but a task of the worker."""
+    left = _hops(cascade, state="open")
+    return bool(left) and all((hop["kind"], hop["agent"]) == ("task", "worker") for hop in left)
 
 
 def _everything_ended(cascade: Cascade) -> str | None:
@@ -98,6 +147,16 @@ def _two_locks(cascade: Cascade) -> str | None:
     return f"the reason does not say {missing}" if missing else None
 
 
+def _both_tasks_began(cascade: Cascade) -> float | None:
+    """When the cycle closed: each of the two tasks takes its second lock as soon as both hold one, right after their start."""
+    tasks = [
+        hop
+        for hop in _hops(cascade, kind="task", agent="worker")
+        if hop["name"].endswith(("reserve", "charge"))
+    ]
+    return max((unix_time(hop["started"]) for hop in tasks), default=None)
+
+
 def _refused_push(cascade: Cascade) -> str | None:
     pushes = _hops(cascade, kind="push", agent="worker", outcome="failed")
     if not any("503" in (hop["reason"] or "") for hop in pushes):
@@ -125,6 +184,43 @@ def _destroyed_task(cascade: Cascade) -> str | None:
     return None if "awaited" in reason and "future" in reason else f"the reason is {reason!r}"
 
 
+def _cut_off(cascade: Cascade, kind: str, reason: str, place: str) -> str | None:
+    """What is wrong with the one hop of the worker that was cut off, if anything is."""
+    lost = _hops(cascade, outcome="abandoned")
+    if any(hop["agent"] != "worker" for hop in lost):
+        return "hops of others than the worker were abandoned"
+    hops = [hop for hop in lost if hop["kind"] == kind]
+    if len(hops) != 1:
+        return f"{len(hops)} hops of the kind {kind} were abandoned, not 1"
+    (hop,) = hops
+    if not re.fullmatch(reason, hop["reason"] or ""):
+        return f"the reason is {hop['reason']!r}"
+    if not re.search(place, hop["location"] or ""):
+        return f"the place is {hop['location']}"
+    named = (
+        f"{kind.capitalize()} of worker ({hop['name']}) was abandoned: {hop['reason']}; ",
+        f" at {hop['location']}",
+    )
+    lacking = [each for each in named if each not in cascade["reason"]]
+    return f"the reason of the verdict does not say {lacking}" if lacking else None
+
+
+def _cut_off_by_sigterm(cascade: Cascade) -> str | None:
+    reason = r"pending at shutdown: SIGTERM; it awaited data from 127\.0\.0\.1:\d+ at \S+worker\.py:\d+"
+    return _cut_off(cascade, "execution", reason, r"worker\.py:\d+ Worker\.execute$")
+
+
+def _killed(cascade: Cascade) -> str | None:
+    return _cut_off(cascade, "execution", "process_killed", r"worker\.py:\d+ Worker\.execute$")
+
+
+def _left_behind(cascade: Cascade) -> str | None:
+    if any(hop["state"] == "open" for hop in cascade["hops"]):
+        return "something is open still"
+    reason = r"pending at shutdown: cancelled by asyncio\.run at its end; it awaited asyncio\.sleep until \S+ at \S+worker\.py:\d+"
+    return _cut_off(cascade, "task", reason, r"worker\.py:\d+ Worker\.execute$")
+
+
 def _silent_worker(cascade: Cascade) -> str | None:
     return (
         None if "worker has not been heard of" in cascade["reason"] else "the reason does not name the worker"
@@ -146,6 +242,9 @@ def _undelivered(cascade: Cascade) -> str | None:
         return "the worker's task is not completed"
     if any(hop["state"] == "open" for agent, hop in executions.items() if agent != "worker"):
         return "another agent than the worker has not ended its work"
+    late = [hop["name"] for hop in _hops(cascade, late=True)]
+    if late:
+        return f"late are {late}, and nothing is"
     if not any(
         hop is worker or worker in _above(cascade, hop) for hop in _at_frontier(cascade, agent="worker")
     ):
@@ -174,12 +273,52 @@ FAULTS: dict[str, Fault] = {
     "none": Fault("nothing", "settled", 30.0, _everything_ended),
     "hang": Fault("the worker awaits a future that nobody sets", "stalled", 8.0, _worker_awaits_a_future),
     "drop-push": Fault("the planner's webhook answers the worker with 503", "stalled", 8.0, _refused_push),
-    "deadlock": Fault("two tasks of the worker take two locks in opposite order", "stalled", 4.0, _two_locks),
+    "deadlock": Fault(
+        "two tasks of the worker take two locks in opposite order",
+        "stalled",
+        4.0,
+        _two_locks,
+        closes=_both_tasks_began,
+        prompt=2.0,
+    ),
     "slow": Fault("the worker waits 15 s for a slow server", "settled", 40.0, _socket),
     "gc": Fault(
         "the worker's work sits in a task that nobody keeps, and is collected", "broken", 8.0, _destroyed_task
     ),
-    "silent": Fault("the worker is stopped with SIGSTOP", "silent", 20.0, _silent_worker),
+    "term": Fault(
+        "the worker gets SIGTERM in the middle of its work",
+        "broken",
+        8.0,
+        _cut_off_by_sigterm,
+        strike=(signal.SIGTERM, worker_reads),
+        prompt=2.0,
+        ending=Ending(-signal.SIGTERM, "SIGTERM", {"execution": 1}),
+    ),
+    "kill": Fault(
+        "the worker gets SIGKILL in the middle of its work",
+        "broken",
+        8.0,
+        _killed,
+        strike=(signal.SIGKILL, worker_reads),
+        prompt=2.0,
+        ending=Ending(-signal.SIGKILL, "process_killed", {"execution": 1}),
+    ),
+    "pending": Fault(
+        "the worker answers, and is asked to end while a task of it is pending",
+        "broken",
+        8.0,
+        _left_behind,
+        strike=(signal.SIGUSR1, only_a_task_is_left),
+        prompt=2.0,
+        ending=Ending(0, "exit", {"task": 1}),
+    ),
+    "silent": Fault(
+        "the worker is stopped with SIGSTOP",
+        "silent",
+        20.0,
+        _silent_worker,
+        strike=(signal.SIGSTOP, worker_is_at_it),
+    ),
     "leak": Fault(
         "a subscriber to the worker's task stops reading and does not hang up",
         "in_flight",

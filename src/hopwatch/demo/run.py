@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from hopwatch.demo import subscriber
-from hopwatch.demo.faults import FAULTS, Cascade, Fault
+from hopwatch.demo.faults import FAULTS, Cascade, Ending, Fault, unix_time, worker_reads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -53,6 +53,10 @@ class Outcome:
     """Seconds from the start of the cascade to the verdict."""
     lag: float | None = None
     """Seconds from the end of the last hop to the moment at which the collector told of it."""
+    prompt: float | None = None
+    """Seconds from what was planted (the signal, or the close of the cycle) to the verdict."""
+    ended: dict[str, Any] | None = None
+    """How the worker ended: `agent`, `exit_code`, and what the collector's agents say of it, `how` and `pending`."""
     history: list[tuple[float, str]] = field(default_factory=list)
     """Each change of the verdict, with the seconds since the start."""
     cascade: Cascade | None = None
@@ -67,6 +71,8 @@ class Outcome:
             "problem": self.problem,
             "after_s": self.after,
             "lag_s": self.lag,
+            "prompt_s": self.prompt,
+            "ended": self.ended,
             "history": [{"at_s": at, "verdict": verdict} for at, verdict in self.history],
             "cascade": self.cascade,
         }
@@ -307,6 +313,12 @@ class Watch:
         self._show(seen, self.outcome)
         return seen
 
+    def worker_ended(self) -> dict[str, Any] | None:
+        """What the collector's agents say of the worker's end; None where it told of none."""
+        agents = self._client.get("/api/agents").raise_for_status().json()["agents"]
+        ended: dict[str, Any] | None = next(each["ended"] for each in agents if each["name"] == "worker")
+        return ended
+
     def until(self, wanted: Callable[[Cascade], bool], seconds: float) -> Cascade:
         """Look until the cascade is as wanted, at most so long."""
         end = time.monotonic() + seconds
@@ -371,11 +383,14 @@ def play(
 def _watch(watch: Watch, planted: Fault, cast: Cast, fault: str, outcome: Outcome) -> None:
     patience = planted.within * PATIENCE
     try:
-        if fault == "silent":
-            watch.until(_worker_is_at_it, 30)
-            cast.processes["worker"].send_signal(signal.SIGSTOP)
+        struck = None
+        if planted.strike is not None:
+            what, ready = planted.strike
+            watch.until(ready, min(SLOW_FOR, patience))
+            cast.processes["worker"].send_signal(what)
+            struck = time.time()
         elif fault == "slow":
-            watch.until(_worker_reads, SLOW_FOR)
+            watch.until(worker_reads, SLOW_FOR)
         cascade = watch.until(
             lambda each: each["verdict"] == planted.verdict and planted.names(each) is None, patience
         )
@@ -391,15 +406,22 @@ def _watch(watch: Watch, planted: Fault, cast: Cast, fault: str, outcome: Outcom
             )
         )
         return
-    started = _time(cascade["started"])
-    outcome.after = round(time.time() - started, 2)
-    ends = [_time(hop["ended"]) for hop in cascade["hops"] if hop["ended"]]
+    now = time.time()
+    outcome.after = round(now - unix_time(cascade["started"]), 2)
+    if planted.closes is not None:
+        struck = planted.closes(cascade)
+    outcome.prompt = round(now - struck, 2) if struck is not None else None
+    ends = [unix_time(hop["ended"]) for hop in cascade["hops"] if hop["ended"]]
     outcome.lag = round(time.time() - max(ends), 2) if ends else None
     before = [verdict for _, verdict in outcome.history if verdict != planted.verdict]
     if not planted.before.issuperset(before):
         outcome.problem = f"before {planted.verdict} the verdict was {', '.join(before)}"
     if [verdict for _, verdict in outcome.history].count(planted.verdict) > 1:
         outcome.problem = f"{planted.verdict} had been said before, and was taken back"
+    if planted.prompt is not None and not (outcome.prompt or 0) <= planted.prompt:
+        outcome.problem = f"{planted.verdict} came after {outcome.prompt} s, not within {planted.prompt} s"
+    if planted.ending is not None and outcome.problem is None:
+        outcome.problem = _ended(watch, planted.ending, cast, outcome)
     if fault == "leak" and outcome.problem is None:
         with contextlib.suppress(TimeoutError):
             watch.until(lambda each: each["verdict"] != planted.verdict, LEAKS_FOR)
@@ -412,6 +434,24 @@ def _watch(watch: Watch, planted: Fault, cast: Cast, fault: str, outcome: Outcom
             outcome.problem = f"after SIGCONT the verdict is {outcome.verdict}, not in_flight"
         # What was asked for has been seen; the verdict that counts is the one before the worker went on.
         outcome.verdict = planted.verdict
+
+
+def _ended(watch: Watch, ending: Ending, cast: Cast, outcome: Outcome) -> str | None:
+    """Look how the worker ended; returns what is wrong with that, if anything is."""
+    try:
+        code = cast.processes["worker"].wait(10)
+    except subprocess.TimeoutExpired:
+        return "the worker did not end within 10 s"
+    told = watch.worker_ended()
+    how, pending = (told["how"], told["pending"]) if told else (None, {})
+    outcome.ended = {"agent": "worker", "exit_code": code, "how": how, "pending": pending}
+    if code != ending.exit_code:
+        return f"the worker ended with {code}, not with {ending.exit_code}"
+    if how != ending.how:
+        return f"the collector says that the worker ended by {how}, not by {ending.how}"
+    if any(pending.get(kind) != count for kind, count in ending.pending.items()):
+        return f"the collector says that {pending} was pending, not {ending.pending}"
+    return None
 
 
 def _hung_up(watch: Watch, planted: Fault, outcome: Outcome) -> None:
@@ -447,27 +487,6 @@ def _worker_and_task(watch: Watch) -> tuple[str, str]:
     except TimeoutError:
         raise DemoError("the worker did not begin its work within 30 s") from None
     return address(cascade) or "", task(cascade) or ""
-
-
-def _worker_is_at_it(cascade: Cascade) -> bool:
-    return any(
-        hop["kind"] == "execution" and hop["agent"] == "worker" and hop["state"] == "open"
-        for hop in cascade["hops"]
-    )
-
-
-def _worker_reads(cascade: Cascade) -> bool:
-    for hop in cascade["hops"]:
-        if hop["kind"] == "execution" and hop["agent"] == "worker":
-            waits = hop["waits_on"] or {}
-            return waits.get("kind") == "socket" and bool(waits.get("peer"))
-    return False
-
-
-def _time(text: str) -> float:
-    from datetime import datetime  # noqa: PLC0415
-
-    return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
 
 
 def main(fault: str = "none", *, json: bool = False, hold: bool = False) -> int:

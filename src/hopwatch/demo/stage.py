@@ -86,6 +86,8 @@ class Stage:
         elif cascade is not None:
             for line in picture.lines(cascade):
                 self._say(line)
+        if outcome.ended is not None:
+            self._say(_ending(outcome.ended))
         times = f" {outcome.after} s after its start" if outcome.after is not None else ""
         lag = (
             f", {outcome.lag} s after the last hop's end"
@@ -96,3 +98,11 @@ class Stage:
             self._say(f"As it must be: {outcome.verdict}{times}{lag}.")
         else:
             self._say(f"Not as it must be ({outcome.expected}): {outcome.problem}.")
+
+
+def _ending(ended: dict[str, Any]) -> str:
+    """How an agent ended, in a sentence."""
+    pending = ", ".join(f"{count} {kind}" for kind, count in sorted(ended["pending"].items())) or "nothing"
+    return (
+        f"The {ended['agent']} ended with {ended['exit_code']} ({ended['how']}). Pending was then: {pending}."
+    )

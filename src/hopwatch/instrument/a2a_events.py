@@ -183,6 +183,7 @@ def _processing(original: Any) -> Any:
         if events is None:
             return await original(self, event)
         hop = None
+        last = type(event).__name__ == "_RequestCompleted"
         if events.inside:
             hop = events.processed = events.inside.popleft()
             began = events.times.popleft()
@@ -194,12 +195,15 @@ def _processing(original: Any) -> Any:
             current.set(hop)
             # Where this raises, the consumer goes on for the same hop, writes what failed, and ends.
             result = await original(self, event)
+            if last:
+                # While the event still holds the execution open: what its subscribers have not taken is not late.
+                events.complete()
             current.set(None)
             events.processed = None
             hop.held -= 1
             if hop.done is not None and not hop.held:
                 hop.ledger.settle(hop)
-        if type(event).__name__ == "_RequestCompleted":
+        if last:
             events.complete()
         return result
 

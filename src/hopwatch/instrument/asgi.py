@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 class Exchange:
     """One HTTP request that is being served."""
 
-    __slots__ = ("__weakref__", "carrier", "entry", "headers", "over", "path", "status", "token")
+    __slots__ = ("__weakref__", "answered", "carrier", "entry", "headers", "over", "path", "status", "token")
 
     def __init__(self, scope: Any) -> None:
         self.headers = {
@@ -43,6 +43,8 @@ class Exchange:
         self.path: str = scope.get("path", "")
         self.entry: Entry | None = None
         self.status = 0
+        self.answered = False
+        """Whether the last of the response has been given to the server: a request that begins now is another one."""
         self.over = False
         """Whether the response is out: what begins later is no part of this request."""
         self.token: Any = None
@@ -87,7 +89,7 @@ class Exchange:
 
     def close(self, error: BaseException | None) -> None:
         """End the hop as the response, or the lack of one, says."""
-        self.over = True
+        self.answered = self.over = True
         entry = self.entry
         if entry is None:
             return
@@ -131,9 +133,13 @@ def _calling(original: Any) -> Any:
             try:
                 outer = serving.get()
                 exchange = Exchange(scope)
-                # An application mounted in another one is served within the same request.
-                if outer is not None and (outer.carrier.hop if outer.carrier else "") == (
-                    exchange.carrier.hop if exchange.carrier else ""
+                # An application mounted in another one is served within the same request. The next request of a connection may be
+                # served in the context of the one before it, too (python/cpython#140947).
+                if (
+                    outer is not None
+                    and not outer.answered
+                    and (outer.carrier.hop if outer.carrier else "")
+                    == (exchange.carrier.hop if exchange.carrier else "")
                 ):
                     exchange = None
             except Exception:  # noqa: BLE001
@@ -154,6 +160,8 @@ async def _serve(original: Any, app: Any, scope: Any, receive: Any, send: Any, e
                 exchange.acknowledge(message)
             except Exception:  # noqa: BLE001
                 failed("asgi.acknowledge")
+        elif message["type"] == "http.response.body" and not message.get("more_body"):
+            exchange.answered = True
         await send(message)
 
     outer = serving.set(exchange)

@@ -24,6 +24,9 @@ KNOWN: Final = (
     "uvicorn.*:*.serve",
     "uvicorn.*:*.main_loop",
     "uvicorn.lifespan.*:*",
+    # A request over a connection that was used before. Its task is made in the context of the request before it where that one
+    # resumed reading (python/cpython#140947), or was answered only now; what the new one is, its own headers say.
+    "uvicorn.protocols.*:*.run_asgi",
     "sse_starlette.*:_shutdown_watcher",
     "hypercorn.*:*_lifespan*",
     "grpc.*:*poll*",

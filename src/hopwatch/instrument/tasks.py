@@ -15,7 +15,8 @@ from types import CellType, FrameType
 from typing import TYPE_CHECKING, Any, Final
 from weakref import ref
 
-from opentelemetry import _logs
+from opentelemetry import _logs, trace
+from opentelemetry import context as otel_context
 
 from hopwatch import attributes as names
 from hopwatch import exits, waits
@@ -46,6 +47,8 @@ _TRANSPARENT: Final = (f"{os.sep}opentelemetry{os.sep}instrumentation{os.sep}", 
 _SDK_LOOPS: Final = frozenset(
     {"ActiveTask._run_producer", "ActiveTask._run_consumer", "EventQueueSource._dispatch_loop"}
 )
+_RECEPTION: Final = ".run_asgi"
+"""How the coroutine ends that a server runs for each request."""
 _COVERED: Final = frozenset({"EventQueueSource._deliver_to_sink"})
 """What these loops make and await while they have an event, which is counted until they call `task_done`."""
 _ASYNCIO_CREATE_TASK: Final = asyncio.tasks.create_task.__code__
@@ -273,14 +276,29 @@ def _create_detached(original: Any, loop: Any, coro: Any, others: dict[str, Any]
 
     A context that the application brings stays as it is, for the application may look into it later.
     """
-    sdk = getattr(coro, "__qualname__", "") in _SDK_LOOPS
+    name = getattr(coro, "__qualname__", "")
+    around = _without_our_span() if name.endswith(_RECEPTION) else None
     hop = current.set(None)
-    mark = machinery.set(sdk)
+    mark = machinery.set(name in _SDK_LOOPS)
     try:
         return original(loop, coro, **others)
     finally:
         current.reset(hop)
         machinery.reset(mark)
+        if around is not None:
+            otel_context.detach(around)
+
+
+def _without_our_span() -> Any:
+    """Take the current hop's span out of OpenTelemetry's context, as long as nobody else's is in front of it.
+
+    Otherwise a request that brings no trace of its own would join the one before it. Returns what undoes it, or None.
+    """
+    hop = _get()
+    span = hop.span if hop is not None else None
+    if not isinstance(span, HopSpan) or trace.get_current_span() is not span.span:
+        return None
+    return otel_context.attach(trace.set_span_in_context(trace.INVALID_SPAN))
 
 
 def _handling(original: Any) -> Any:

@@ -64,8 +64,13 @@ class Liveness:
             if beat.at > agent.ended:  # it meant to end, and did not: an `execv` that failed
                 agent.ended, agent.way, agent.pending = 0, "", {}
         for end in batch.shutdowns:
-            process = self.processes[end.instance]
-            agent = process.agent
+            known = self.processes.get(end.instance) if end.found else self.processes[end.instance]
+            if known is None or (
+                end.found and known.agent.ended
+            ):  # it never spoke, or its own word goes first
+                continue
+            process, agent = known, known.agent
+            self.dirty.add(end.instance)
             agent.pid = end.pid or agent.pid
             if end.at >= max(agent.ended, process.beat):
                 agent.ended, agent.way, agent.pending = end.at, end.way, end.pending

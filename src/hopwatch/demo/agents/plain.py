@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import signal
 import uuid
 
 import httpx
@@ -152,7 +153,7 @@ class Delegating(AgentExecutor):
 
 
 def serve(name: str, port: int, executor: AgentExecutor, inbox: Inbox) -> None:
-    """Serve an agent on loopback until it is told to stop."""
+    """Serve an agent on loopback until it is told to stop: by SIGUSR1 in order, by SIGTERM or SIGINT as uvicorn does."""
     url = f"http://127.0.0.1:{port}"
     card = AgentCard(
         name=name,
@@ -187,8 +188,11 @@ def serve(name: str, port: int, executor: AgentExecutor, inbox: Inbox) -> None:
                     *create_rest_routes(handler, path_prefix="/rest"),
                 ]
             )
-            await uvicorn.Server(
-                uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning")
-            ).serve()
+            server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning"))
+            # Asked to end by this signal, it returns from `main`; of SIGTERM and SIGINT uvicorn dies in the end.
+            asyncio.get_running_loop().add_signal_handler(
+                signal.SIGUSR1, setattr, server, "should_exit", True
+            )
+            await server.serve()
 
     asyncio.run(run())

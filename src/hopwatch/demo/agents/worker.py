@@ -42,6 +42,8 @@ class Worker(AgentExecutor):
         await self.work()
         if self.fault == "late" and context.get_user_input() != AFTERWARDS:
             self.keep(asyncio.create_task(self.afterwards(), name="afterwards"))
+        elif self.fault == "pending":
+            self.keep(asyncio.create_task(self.tidy_up(), name="tidy up"))
         await updater.add_artifact([new_text_part("worked" if self.fault != "leak" else "w" * LARGE)])
         await updater.complete()
 
@@ -52,7 +54,7 @@ class Worker(AgentExecutor):
             await answer  # nobody will ever set it
         elif self.fault == "deadlock":
             await self.reserve_and_charge()
-        elif self.fault in ("slow", "leak"):
+        elif self.fault in ("slow", "leak", "term", "kill"):
             host, _, port = self.slow.partition(":")
             reader, writer = await asyncio.open_connection(host, int(port))
             await reader.readline()
@@ -99,6 +101,10 @@ class Worker(AgentExecutor):
         path, pushed = self.inbox.expect()
         await delegate(self.to, AFTERWARDS, self.here + path)
         await pushed
+
+    async def tidy_up(self) -> None:
+        """Do what the answer need not wait for, at leisure."""
+        await asyncio.sleep(600)
 
     async def work_forgotten(self, updater: TaskUpdater) -> None:
         """Wait for an answer that only this task itself knows of."""
