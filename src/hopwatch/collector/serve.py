@@ -21,10 +21,12 @@ from starlette.exceptions import HTTPException
 from hopwatch.blackbox import BoxError, checked_folder
 from hopwatch.collector.api import Api, on_failure, on_http_error
 from hopwatch.collector.judged import Judge
+from hopwatch.collector.metrics import Metrics
 from hopwatch.collector.reaper import Reaper
 from hopwatch.collector.receiver import GrpcReceiver, HttpReceiver
 from hopwatch.collector.store import StoreError
 from hopwatch.collector.store.sqlite import SqliteStore
+from hopwatch.collector.traffic import Traffic
 from hopwatch.process import read_settings
 
 if TYPE_CHECKING:
@@ -146,7 +148,8 @@ class Collector:
             raise ServeError(str(error)) from None
         self.location = str(location)
         self.port = int(self._socket.getsockname()[1])
-        self._grpc = GrpcReceiver(self._store)
+        traffic = Traffic()
+        self._grpc = GrpcReceiver(self._store, traffic=traffic)
         try:
             self.grpc_port = self._grpc.listen(host, grpc_port)
         except RuntimeError:
@@ -157,7 +160,7 @@ class Collector:
         self._reaper = Reaper(self._store, blackbox) if blackbox is not None else None
         self._server = _Server(
             uvicorn.Config(
-                application(self._store),
+                application(self._store, traffic),
                 log_config=None,
                 access_log=False,
                 lifespan="off",
@@ -225,10 +228,21 @@ def serve(
     collector.run(ready=lambda: print(collector.ready_line, flush=True))  # noqa: T201 - this is its output
 
 
-def application(store: Store) -> Starlette:
-    """The HTTP side, over any store."""
+def application(store: Store, traffic: Traffic | None = None) -> Starlette:
+    """The HTTP side, over any store.
+
+    Args:
+        store: what takes the records, and is asked.
+        traffic: what counts the requests; other receivers may count with it.
+    """
+    traffic = traffic or Traffic()
+    judge = Judge(store)
     handlers: dict[Any, Any] = {HTTPException: on_http_error, Exception: on_failure}
-    routes = [*HttpReceiver(store).routes(), *Api(store, Judge(store)).routes()]
+    routes = [
+        *HttpReceiver(store, traffic=traffic).routes(),
+        *Api(store, judge).routes(),
+        *Metrics(store, judge, traffic).routes(),
+    ]
     return Starlette(routes=routes, exception_handlers=handlers)
 
 
