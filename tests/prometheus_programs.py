@@ -23,6 +23,25 @@ def find(program: str) -> str | None:
     return None
 
 
+def command(program: str) -> list[str]:
+    """How it is started; the test is skipped where it is not installed.
+
+    Debian's Alertmanager reads its templates from /usr/share. Where it is in a root of its own, it gets that root's, in
+    a mount namespace of its own: nothing of this machine changes.
+    """
+    path = needs(program)
+    root = Path(path).parent.parent.parent
+    if (
+        program != "alertmanager"
+        or not Path(root, "usr/share/prometheus/alertmanager").is_dir()
+        or root == Path("/")
+    ):
+        return [path]
+    with_its_templates = 'mount --rbind "$1/usr/share" /usr/share && shift && exec "$@"'
+    as_root = [] if os.geteuid() == 0 else ["--map-root-user"]
+    return ["unshare", *as_root, "--mount", "sh", "-c", with_its_templates, "sh", str(root), path]
+
+
 def needs(program: str) -> str:
     """The same; the test is skipped, by name, where it is not installed."""
     found = find(program)
