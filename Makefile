@@ -40,6 +40,7 @@ bench: $(VENV)/.test
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/collector.py
 	$(BIN)/python benchmarks/exits.py
+	$(BIN)/python benchmarks/metrics.py
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check
