@@ -29,9 +29,7 @@ def tell(store, cascades, hops, still_open):
         below = [os.urandom(8).hex() for _ in range(hops - 1)]
         spans = [end(cascade, hop, parent=root, instance="a" * 16) for hop in below]
         spans.append(
-            opened(cascade, root)
-            if number % still_open == 0
-            else end(cascade, root, children=len(below))
+            opened(cascade, root) if number % still_open == 0 else end(cascade, root, children=len(below))
         )
         batch = otlp.read_traces(protobuf(*spans, heartbeat()), json=False, now=time.time_ns())
         store.write(batch).result(30)
