@@ -8,7 +8,7 @@ FAULT ?= none
 PYTEST ?=
 BIN = $(VENV)/bin
 
-.PHONY: demo test bench lint format matrix clean
+.PHONY: demo test bench lint format matrix dashboards clean
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "hopwatch needs Python 3.10 or later; $(PYTHON) is $$($(PYTHON) --version). Name another one: make PYTHON=python3.12 ..."; exit 1; }
@@ -58,6 +58,9 @@ matrix:
 	  python$$version -c '' 2>/dev/null || { echo "python$$version does not run here: not tested"; continue; }; \
 	  $(MAKE) --no-print-directory test PYTHON=python$$version VENV=.venv-$$version || exit 1; \
 	done
+
+dashboards: $(VENV)/.test
+	$(BIN)/python dashboards/generate.py
 
 clean:
 	rm -rf .venv .venv-*
