@@ -11,7 +11,7 @@ PYTEST ?= -n auto --maxprocesses 4 --dist worksteal
 STORM ?=
 BIN = $(VENV)/bin
 
-.PHONY: demo test storm bench lint format matrix clean
+.PHONY: demo test storm bench lint format matrix dashboards clean
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "hopwatch needs Python 3.10 or later; $(PYTHON) is $$($(PYTHON) --version). Name another one: make PYTHON=python3.12 ..."; exit 1; }
@@ -46,6 +46,7 @@ bench: $(VENV)/.test
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/collector.py
 	$(BIN)/python benchmarks/exits.py
+	$(BIN)/python benchmarks/metrics.py
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check
@@ -63,6 +64,9 @@ matrix:
 	  python$$version -c '' 2>/dev/null || { echo "python$$version does not run here: not tested"; continue; }; \
 	  $(MAKE) --no-print-directory test PYTHON=python$$version VENV=.venv-$$version || exit 1; \
 	done
+
+dashboards: $(VENV)/.test
+	$(BIN)/python dashboards/generate.py
 
 clean:
 	rm -rf .venv .venv-*

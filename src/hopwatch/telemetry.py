@@ -165,7 +165,7 @@ class Telemetry:
         self._timers: waits.Timers | None = None
         self._to_look_at: list[Entry] = []
         """The open hops of the current round of sampling that have not been looked at yet, the oldest last."""
-        self._ended: deque[tuple[str, str, int]] = deque(maxlen=2 * DURATIONS_A_TICK)
+        self._ended: deque[tuple[str, str, int, Span]] = deque(maxlen=2 * DURATIONS_A_TICK)
         """Kind, outcome and nanoseconds of hops that closed, for a histogram."""
         self._started = False
         self._starting = threading.Lock()
@@ -218,7 +218,7 @@ class Telemetry:
                 self._box.erase(entry)
             self._waiting += 1
             if len(self._ended) < DURATIONS_A_TICK:
-                self._ended.append((entry.kind, entry.outcome or "finished", done - entry.started))
+                self._ended.append((entry.kind, entry.outcome or "finished", done - entry.started, span))
         except Exception:  # noqa: BLE001
             failed("telemetry.closed")
         if self._idle:
@@ -821,6 +821,9 @@ class within:  # noqa: N801 - used as a function
             failed("within")
 
 
+_NO_CONTEXT: Final = otel_context.Context()
+
+
 class _Meters:
     """The metrics of a process. What is open is observed when somebody asks; what ended is recorded by the ticker."""
 
@@ -875,11 +878,16 @@ class _Meters:
             "Hooks of hopwatch that failed",
         )
 
-    def record(self, ledger: Any, ended: deque[tuple[str, str, int]]) -> None:
+    def record(self, ledger: Any, ended: deque[tuple[str, str, int, Span]]) -> None:
         """Put the durations of what ended lately into histograms."""
         while ended:
-            kind, outcome, duration = ended.popleft()
-            self._hops.record(duration / 1e9, {names.HOP_KIND: kind, names.HOP_OUTCOME: outcome})
+            kind, outcome, duration, span = ended.popleft()
+            # In the context of the hop, so that the SDK may keep it as an exemplar: its trace id is the cascade's.
+            self._hops.record(
+                duration / 1e9,
+                {names.HOP_KIND: kind, names.HOP_OUTCOME: outcome},
+                set_span_in_context(span, _NO_CONTEXT),
+            )
         durations = ledger.durations
         for _ in range(2 * DURATIONS_A_TICK):  # a busy process pays a bounded price
             try:

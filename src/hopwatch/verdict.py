@@ -144,6 +144,20 @@ def judge(
     return Verdict("settled", reason, [], [], opaque)
 
 
+def frontier(hops: Mapping[str, Hop]) -> list[Hop]:
+    """The open hops with no open hop anywhere below them, oldest first: where the work stands."""
+    return _Tree(hops).frontier([hop for hop in hops.values() if hop.ended is None])
+
+
+def deadlocks(hops: Iterable[Hop]) -> set[tuple[str, str]]:
+    """The deadlocks that open hops tell of: of each the agent and its words."""
+    return {
+        (hop.agent, words)
+        for hop in hops
+        if hop.ended is None and (words := _words_of_deadlock(hop)) is not None
+    }
+
+
 @dataclass(slots=True)
 class _Findings:
     tree: _Tree

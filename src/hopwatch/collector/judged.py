@@ -16,7 +16,7 @@ from hopwatch.collector.store import Remembered, UnknownCascadeError
 from hopwatch.verdict import ON_ITS_WAY, SILENT_AFTER, judge
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from hopwatch.collector.store import Row, Snapshot, Store
     from hopwatch.verdict import Agent, Name, Verdict
@@ -76,6 +76,19 @@ class Judge:
                 remembered.clear()
         self._store.remember(remembered)
         return out
+
+    def judge_rows(self, rows: Iterable[Row], agents: Mapping[str, Agent], go_on: Callable[[], bool]) -> int:
+        """Fill in the verdicts of rows, in their order, while `go_on` says so; returns how many it came to."""
+        done = 0
+        remembered: list[Remembered] = []
+        for row in rows:
+            if row.verdict is None:
+                if not go_on():
+                    break
+                self._judge(row, agents, remembered)
+            done += 1
+        self._store.remember(remembered)
+        return done
 
     def _judge(self, row: Row, agents: Mapping[str, Agent], remembered: list[Remembered]) -> bool:
         """Fill in a row's verdict; returns False where the cascade has gone meanwhile."""

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from hopwatch.collector.batch import Batch, Refusals
     from hopwatch.collector.store import Store
+    from hopwatch.collector.traffic import Result, Traffic
 
 Signal = Literal["traces", "logs", "metrics"]
 
@@ -128,12 +129,19 @@ class HttpReceiver:
         store: what takes the records.
         max_body: bytes of a request, packed and unpacked.
         clock: Unix nanoseconds.
+        traffic: what counts them; nobody by default.
     """
 
     def __init__(
-        self, store: Store, *, max_body: int = MAX_BODY, clock: Callable[[], int] = time.time_ns
+        self,
+        store: Store,
+        *,
+        max_body: int = MAX_BODY,
+        clock: Callable[[], int] = time.time_ns,
+        traffic: Traffic | None = None,
     ) -> None:
         self._store = store
+        self._traffic = traffic
         self._max_body = max_body
         self._clock = clock
         self._in_flight = 0
@@ -149,6 +157,8 @@ class HttpReceiver:
             try:
                 return await self._receive(signal, request, kind)
             except Refused as refused:
+                if self._traffic is not None:
+                    self._traffic.refused("http", signal, _result(refused.code))
                 return _error(refused, kind)
             except ClientDisconnect:
                 return Response(status_code=400)  # nobody reads it
@@ -178,6 +188,8 @@ class HttpReceiver:
             json = kind == "application/json"
             batch = await run_sync(self._read, signal, body, json, encoding == "gzip", limiter=self._readers)
             del body
+            if self._traffic is not None:
+                self._traffic.arriving(batch)
             stored = await asyncio.wrap_future(self._store.write(batch))
         except StoreBusyError as error:
             raise Refused(503, str(error), _UNAVAILABLE, {"retry-after": "1"}) from None
@@ -185,6 +197,8 @@ class HttpReceiver:
             raise Refused(500, str(error), _INTERNAL) from None
         finally:
             self._in_flight -= taken[0]
+        if self._traffic is not None:
+            self._traffic.taken("http", signal, batch, stored)
         count, message = _told(batch, stored)
         if json:
             part = {_PARTS[signal][2]: str(count), "errorMessage": message}
@@ -223,6 +237,10 @@ class HttpReceiver:
         return Refused(
             413, f"the body is longer than {self._max_body} bytes", headers={"connection": "close"}
         )
+
+
+def _result(code: int) -> Result:
+    return "busy" if code == _UNAVAILABLE else "failed" if code == _INTERNAL else "malformed"
 
 
 def _told(batch: Batch, stored: Refusals) -> tuple[int, str]:
@@ -280,6 +298,7 @@ class GrpcReceiver:
         access: what a call has to bring, and the certificate to show.
         max_body: bytes of a message, unpacked.
         clock: Unix nanoseconds.
+        traffic: what counts them; nobody by default.
     """
 
     def __init__(
@@ -289,8 +308,10 @@ class GrpcReceiver:
         *,
         max_body: int = MAX_BODY,
         clock: Callable[[], int] = time.time_ns,
+        traffic: Traffic | None = None,
     ) -> None:
         self._store = store
+        self._traffic = traffic
         self._clock = clock
         self._access = access or Access()
         self._pool = _Pool(GRPC_THREADS, thread_name_prefix="hopwatch-grpc")
@@ -350,11 +371,19 @@ class GrpcReceiver:
             try:
                 with self._reading:
                     batch = read(request, now=self._clock())
+                if self._traffic is not None:
+                    self._traffic.arriving(batch)
                 stored = self._store.write(batch).result(timeout=60)
             except StoreBusyError as error:
+                if self._traffic is not None:
+                    self._traffic.refused("grpc", signal, "busy")
                 context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
             except (StoreError, futures.TimeoutError) as error:
+                if self._traffic is not None:
+                    self._traffic.refused("grpc", signal, "failed")
                 context.abort(grpc.StatusCode.INTERNAL, str(error) or "the store did not answer")
+            if self._traffic is not None:
+                self._traffic.taken("grpc", signal, batch, stored)
             return _response(signal, *_told(batch, stored))
 
         class Servicer:

@@ -25,10 +25,12 @@ from hopwatch.collector.api import Api, on_failure, on_http_error
 from hopwatch.collector.connections import BoundedHttp
 from hopwatch.collector.guard import Guard
 from hopwatch.collector.judged import Judge
+from hopwatch.collector.metrics import Metrics
 from hopwatch.collector.reaper import Reaper
 from hopwatch.collector.receiver import GrpcReceiver, HttpReceiver
 from hopwatch.collector.store import StoreError
 from hopwatch.collector.store.sqlite import SqliteStore
+from hopwatch.collector.traffic import Traffic
 from hopwatch.process import read_settings
 
 if TYPE_CHECKING:
@@ -161,7 +163,8 @@ class Collector:
             raise ServeError(str(error)) from None
         self.location = str(location)
         self.port = int(self._socket.getsockname()[1])
-        self._grpc = GrpcReceiver(self._store, self.access)
+        traffic = Traffic()
+        self._grpc = GrpcReceiver(self._store, self.access, traffic=traffic)
         try:
             self.grpc_port = self._grpc.listen(self.address, grpc_port)
         except RuntimeError:
@@ -172,7 +175,7 @@ class Collector:
         self._reaper = Reaper(self._store, blackbox) if blackbox is not None else None
         self._server = _Server(
             uvicorn.Config(
-                Guard(application(self._store), host, self.address, self.access),
+                Guard(application(self._store, traffic), host, self.address, self.access),
                 http=BoundedHttp,
                 ssl_certfile=self.access.tls.cert if self.access.tls else None,
                 ssl_keyfile=self.access.tls.key if self.access.tls else None,
@@ -246,10 +249,21 @@ def serve(
     collector.run(ready=lambda: print(collector.ready_line, flush=True))  # noqa: T201 - this is its output
 
 
-def application(store: Store) -> Starlette:
-    """The HTTP side, over any store."""
+def application(store: Store, traffic: Traffic | None = None) -> Starlette:
+    """The HTTP side, over any store.
+
+    Args:
+        store: what takes the records, and is asked.
+        traffic: what counts the requests; other receivers may count with it.
+    """
+    traffic = traffic or Traffic()
+    judge = Judge(store)
     handlers: dict[Any, Any] = {HTTPException: on_http_error, Exception: on_failure}
-    routes = [*HttpReceiver(store).routes(), *Api(store, Judge(store)).routes()]
+    routes = [
+        *HttpReceiver(store, traffic=traffic).routes(),
+        *Api(store, judge).routes(),
+        *Metrics(store, judge, traffic).routes(),
+    ]
     return Starlette(routes=routes, exception_handlers=handlers)
 
 

@@ -25,7 +25,7 @@ from opentelemetry import trace
 
 from hopwatch import attributes as names
 from hopwatch import process as hopwatch_process
-from hopwatch import waits
+from hopwatch import telemetry, waits
 from hopwatch.ledger import Entry
 from hopwatch.process import current, failed, machinery
 from hopwatch.telemetry import HopSpan, holder_of

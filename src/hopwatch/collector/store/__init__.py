@@ -131,6 +131,15 @@ class Store(Protocol):
         """Every process known, each with how many of its hops are open here; the one heard last comes first."""
         ...
 
+    def watched(self, since: int, limit: int) -> tuple[list[Row], int]:
+        """At most `limit` of the cascades that have an open hop, or of which a record came at `since` or later.
+
+        Returns:
+            Those with an open hop first, the oldest before the others; then the rest, the one heard of last first. And
+            how many more there are.
+        """
+        ...
+
     def totals(self) -> Totals:
         """How much there is."""
         ...

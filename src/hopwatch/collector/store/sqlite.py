@@ -153,6 +153,10 @@ class SqliteStore:
         """Every process known; see `Store`."""
         return self._ask(self._agents)
 
+    def watched(self, since: int, limit: int) -> tuple[list[Row], int]:
+        """Cascades that are open, or were heard of of late; see `Store`."""
+        return self._ask(lambda: self._watched(since, limit))
+
     def totals(self) -> Totals:
         """How much there is; see `Store`."""
         return self._ask(self._totals)
@@ -536,6 +540,34 @@ class SqliteStore:
             (agent, counted.get(agent.instance, 0))
             for agent in sorted(agents, key=lambda agent: (-agent.heard, agent.instance))
         ]
+
+    def _watched(self, since: int, limit: int) -> tuple[list[Row], int]:
+        # The index of open hops alone answers the first, that of `active` alone the second: no row is read to be counted.
+        opened = [
+            number
+            for (number,) in self._db.execute(
+                "SELECT DISTINCT number / ? FROM hops WHERE ended IS NULL ORDER BY 1", (_SLOTS,)
+            )
+        ]
+        rows: list[Row] = []
+        for start in range(0, min(len(opened), limit), 500):
+            part = opened[start : min(start + 500, limit)]
+            places = ", ".join("?" * len(part))
+            found = self._db.execute(
+                f"SELECT {_CASCADE} FROM cascades WHERE number IN ({places}) ORDER BY number",  # noqa: S608 - only marks
+                part,
+            )
+            rows += [_row(each) for each in found]
+        known = set(opened)
+        recent = self._db.execute(
+            f"SELECT {_CASCADE} FROM cascades WHERE active >= ? AND open = 0 ORDER BY active DESC LIMIT ?",  # noqa: S608
+            (since, max(0, limit - len(rows))),
+        )
+        rows += [_row(each) for each in recent if each[0] not in known]
+        total = len(opened)
+        for (number,) in self._db.execute("SELECT number FROM cascades WHERE active >= ?", (since,)):
+            total += number not in known
+        return rows, total - len(rows)
 
     def _totals(self) -> Totals:
         (count,) = self._db.execute("SELECT count(*) FROM cascades").fetchone()
