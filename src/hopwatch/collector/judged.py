@@ -77,18 +77,13 @@ class Judge:
         self._store.remember(remembered)
         return out
 
-    def judge_rows(self, rows: Iterable[Row], agents: Mapping[str, Agent], go_on: Callable[[], bool]) -> int:
-        """Fill in the verdicts of rows, in their order, while `go_on` says so; returns how many it came to."""
-        done = 0
+    def judge_rows(self, rows: Iterable[Row], agents: Mapping[str, Agent], go_on: Callable[[], bool]) -> None:
+        """Fill in the verdicts of rows. Where `go_on` says no, only what is remembered is filled in."""
         remembered: list[Remembered] = []
         for row in rows:
-            if row.verdict is None:
-                if not go_on():
-                    break
+            if row.verdict is None and go_on():
                 self._judge(row, agents, remembered)
-            done += 1
         self._store.remember(remembered)
-        return done
 
     def _judge(self, row: Row, agents: Mapping[str, Agent], remembered: list[Remembered]) -> bool:
         """Fill in a row's verdict; returns False where the cascade has gone meanwhile."""

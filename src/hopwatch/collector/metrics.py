@@ -236,22 +236,21 @@ class Metrics(Collector):
         read: list[Row] = []
         for start in range(0, len(rows), PART):
             part = rows[start : start + PART]
-            judged = part[: self._judge.judge_rows(part, agents, go_on)]
-            for row in judged:
+            self._judge.judge_rows(part, agents, go_on)
+            for row in part:
+                if row.verdict is None:
+                    continue
                 kept = self._facts.get(row.number)
                 if kept is None or kept.version != row.version:
                     if not go_on():
-                        break
+                        continue
                     try:
                         snapshot = self._store.snapshot(row.cascade)
                     except UnknownCascadeError:
                         continue
                     self._facts[row.number] = facts_of(snapshot)
                 self._facts.move_to_end(row.number)
-                if row.verdict is not None:
-                    read.append(row)
-            if not go_on() and len(judged) < len(part):
-                break
+                read.append(row)
         while len(self._facts) > MAX_CASCADES:
             self._facts.popitem(last=False)
         return read
