@@ -33,6 +33,8 @@ LEAKS_FOR = 6.0
 """Seconds for which the verdict of a leak is watched: longer than a record may be on its way."""
 PATIENCE = 3.0
 """How many times longer than due the demo waits before it gives up: the machine may be busy."""
+STARTS_WITHIN = 60.0
+"""Seconds that the user may take until the collector knows of its cascade."""
 NOWHERE = f"http://{LOOPBACK}:9"
 """A port where nothing listens: telemetry that is sent there is lost."""
 
@@ -382,8 +384,9 @@ def play(
 
 def _watch(watch: Watch, planted: Fault, cast: Cast, fault: str, outcome: Outcome) -> None:
     patience = planted.within * PATIENCE
+    struck = None
     try:
-        struck = None
+        watch.until(lambda _: True, STARTS_WITHIN)  # the user's own start is no part of what is due
         if planted.strike is not None:
             what, ready = planted.strike
             watch.until(ready, min(SLOW_FOR, patience))
