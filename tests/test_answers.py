@@ -211,7 +211,10 @@ def story_of(make, **known):
     one.setblocking(False)
 
     async def story():
-        return await seen(make(one), **known)
+        task = asyncio.ensure_future(make(one))
+        for _ in range(5):  # until the tasks are made that it makes (`wait_for` of 3.10 makes one)
+            await asyncio.sleep(0)
+        return await seen(task, **known)
 
     with one, other:
         return finish(asyncio.new_event_loop(), story())
