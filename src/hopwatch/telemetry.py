@@ -32,6 +32,7 @@ from hopwatch import attributes as names
 from hopwatch import records, waits
 from hopwatch.ledger import DURATIONS_A_TICK, Note
 from hopwatch.process import current, encodable, failed, failures
+from hopwatch.process import here as process_here
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -541,6 +542,10 @@ explain_event: Callable[[Entry, waits.Timers | None], tuple[dict[str, Any], bool
 """Says what an item in a queue waits on; set by who instruments queues."""
 explain_held: Callable[[Entry, waits.Timers | None], list[tuple[dict[str, Any], bool]]] | None = None
 """Says what the items wait on that a hop only counts; set by who instruments queues."""
+explain_outside: Callable[[Entry, waits.Timers | None], tuple[dict[str, Any], bool] | None] | None = None
+"""Says what a job, a thread or a timer does; set by who instruments these."""
+working_on: Callable[[object], list[Any] | None] | None = None
+"""Tells who took items from a queue and has not called `task_done`; set by who instruments queues."""
 explain_deadlock: Callable[[Entry], tuple[dict[str, Any], bool] | None] | None = None
 """Tells of the deadlock that holds a hop up, and whether the hop's own task is part of it; set by who looks for them."""
 
@@ -575,9 +580,13 @@ def what_it_waits_on(hop: Entry, timers: waits.Timers | None = None) -> tuple[di
     held = hop.held
     if held and explain_held is not None:
         parts.extend(explain_held(hop, timers))
-    if found is None:
+    if found is None and hop.done is None:
+        # No task that could be looked at does its work: a callback, or a thread that says `with hopwatch.cascade`.
+        told: dict[str, Any] = {"kind": "unknown", "what": "its own work, which no asyncio task does"}
+        moves = True
+    elif found is None:
         what = f"its own work is over; {len(below) + held}{' or more' if many else ''} of what it started goes on"
-        told: dict[str, Any] = {"kind": "gather", "what": what}
+        told = {"kind": "gather", "what": what}
         moves = many or not parts
     else:
         told, moves = dict(found[0]), found[1]
@@ -594,6 +603,8 @@ def of_entry(entry: Entry | Note, timers: waits.Timers | None = None) -> tuple[d
     """What one entry waits on, by the asyncio task that does its work; None where no task is known."""
     if entry.kind == "event" and explain_event is not None and not isinstance(entry, Note):
         return explain_event(entry, timers)
+    if entry.runner is None and explain_outside is not None and not isinstance(entry, Note):
+        return explain_outside(entry, timers)
     task = entry.runner() if entry.runner is not None else None
     if task is None:
         return (
@@ -608,9 +619,59 @@ def of_entry(entry: Entry | Note, timers: waits.Timers | None = None) -> tuple[d
         if entry.origin
         else None
     )
-    wait = waits.of_task(task, holder_of=holder_of, made_in=made_in, timers=timers)
-    told = wait.as_dict()
-    return told, wait.moves
+    wait = look_at(task, made_in=made_in, timers=timers)
+    return wait.as_dict(), wait.moves
+
+
+def look_at(task: Any, *, made_in: str | None = None, timers: waits.Timers | None = None) -> waits.Wait:
+    """What a task waits on, with all that instrumentation knows of it. Arguments as those of `waits.of_task`."""
+    shared = timers if timers is not None else waits.Timers()
+
+    def send_of(sender: object) -> waits.Send | None:
+        return _send_of(sender, shared)
+
+    return waits.of_task(
+        task,
+        holder_of=holder_of,
+        working_on=working_on,
+        send_of=send_of,
+        made_in=made_in,
+        timers=shared,
+    )
+
+
+def _send_of(task: object, timers: waits.Timers) -> waits.Send | None:
+    """The message that a task is in the middle of sending; of several the newest, which is the innermost."""
+    sends = timers.shared.get("sends")
+    if sends is None:
+        process = process_here()
+        sends = timers.shared["sends"] = {
+            id(each): hop
+            for hop in process.ledger.open_hops()
+            if hop.kind in ("send", "push")
+            and hop.done is None
+            and hop.runner is not None
+            and (each := hop.runner()) is not None
+        }
+    hop = sends.get(id(task))
+    if hop is None or hop.done is not None or hop.runner() is not task:
+        return None
+    return describe_send(hop)
+
+
+def describe_send(hop: Entry) -> waits.Send:
+    """To whom a send or push goes, since when, and who took it, as far as that is known."""
+    said = hop.attributes or {}
+    agent, url = None, None
+    receiver = getattr(hop.instance_of, "receiver", None)
+    if receiver is not None:
+        agent, url = receiver()
+    if url is None and said.get(names.SERVER_ADDRESS):
+        url = f"{said[names.SERVER_ADDRESS]}:{said.get(names.SERVER_PORT, 0)}"
+    method = "push" if hop.kind == "push" else hop.name
+    return waits.Send(
+        method, round(hop.started / 1e9, 2), agent, url, said.get(names.PEER), said.get(names.PEER_HOP)
+    )
 
 
 def holder_of(lock: object) -> Any:

@@ -30,7 +30,7 @@ from hopwatch import telemetry, waits
 from hopwatch.instrument import takers
 from hopwatch.ledger import Entry
 from hopwatch.process import current, failed, machinery
-from hopwatch.telemetry import HopSpan, holder_of
+from hopwatch.telemetry import HopSpan
 
 if TYPE_CHECKING:
     from hopwatch.instrument import Patches
@@ -771,9 +771,7 @@ def what_event_waits_on(entry: Entry, timers: waits.Timers | None = None) -> tup
         if line is not None and line.consumer is not None:
             consumers.append(line.consumer())
         told: list[waits.Wait] = [
-            waits.of_task(task, holder_of=holder_of, timers=timers)
-            for task in consumers[:4]
-            if task is not None
+            telemetry.look_at(task, timers=timers) for task in consumers[:4] if task is not None
         ]
         # Nobody who took from this queue is busy: only a consumer that comes for it can move it.
         moves = any(wait.moves for wait in told)
@@ -787,7 +785,7 @@ def what_event_waits_on(entry: Entry, timers: waits.Timers | None = None) -> tup
     task = entry.runner()
     if task is None:
         return {"kind": "unknown", "what": "its consumer, which is gone", "moves": True}, True
-    wait = waits.of_task(task, holder_of=holder_of, timers=timers)
+    wait = telemetry.look_at(task, timers=timers)
     return {**wait.as_dict(), "what": f"its consumer, without task_done so far: {wait.what}"}, wait.moves
 
 
@@ -811,14 +809,16 @@ def waiting_items(hop: Entry, timers: waits.Timers | None = None) -> list[tuple[
             if consumer is None or (line.quiet and hop.done is None):
                 continue
             task = consumer[0]() if consumer[0] is not None else None
-            wait = waits.of_task(task, holder_of=holder_of, timers=timers) if task is not None else None
+            wait = telemetry.look_at(task, timers=timers) if task is not None else None
             what = "a consumer, without task_done so far" + (f": {wait.what}" if wait is not None else "")
             told = {**(wait.as_dict() if wait is not None else {"kind": "unknown"}), "what": what}
             out.append((told, wait.moves if wait is not None else True))
         inside = sum(1 for each in list(line.inside) if each is hop)
         if inside:
             left -= inside
-            out.append(({"kind": "queue_get", "what": f"{inside} items in a queue", "moves": True}, True))
+            items = f"{inside} items" if inside > 1 else "an item"
+            what = f"{items} in a queue, which nobody has taken"
+            out.append(({"kind": "queue_get", "what": what, "moves": True}, True))
     for others in also_held:
         count, told = others(hop, timers)
         left -= count
