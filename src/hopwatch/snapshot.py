@@ -41,6 +41,8 @@ APART: Final = 0.05
 """Seconds between the two looks at a loop's thread: one that is at the same line in both is busy there."""
 BUDGET: Final = 1.0
 """Seconds for looking at what tasks wait on; those that come after it are listed without."""
+CYCLES_BUDGET: Final = 0.1
+"""Seconds for each of the two looks for deadlocks, of that."""
 DEEPEST: Final = 50
 _OURS: Final = frozenset({"hopwatch-ps", "hopwatch-ticker", "hopwatch-flusher"})
 _POLLS: Final = ("selectors.py", "windows_events.py")
@@ -481,7 +483,7 @@ class _Look:
     # Deadlocks
 
     def _cycles(self) -> list[waits.Deadlock]:
-        until = time.perf_counter_ns() + int(BUDGET / 4 * 1e9)
+        until = time.perf_counter_ns() + int(CYCLES_BUDGET * 1e9)
         return waits.deadlocks(self.tasks, deadlocks.KNOWN, timers=waits.Timers(), until=until)
 
     def deadlocks(self) -> list[dict[str, Any]]:

@@ -55,7 +55,7 @@ class Target:
         # Past properties: somebody else's subclass of a transport of the SDK may have some.
         known = getattr(transport, "__dict__", {})
         card, url = known.get("agent_card"), self._url or known.get("url")
-        name = getattr(card, "name", None) if type(card).__module__.startswith("a2a.") else None
+        name = getattr(card, "name", None) if type(card).__name__ == "AgentCard" else None
         return (
             name[:200] if isinstance(name, str) and name else None,
             without_secrets(url) if isinstance(url, str) and url else None,

@@ -44,7 +44,10 @@ class Threads:
         if self._stacks is not None:
             return self._stacks
         self._stacks = {}
-        for ident, innermost in list(sys._current_frames().items())[:THREADS]:  # noqa: SLF001 - the only way
+        frames = sys._current_frames()  # noqa: SLF001 - the only way
+        # Our own would refer to itself by this very variable, and keep all that it has until the next collection.
+        frames.pop(threading.get_ident(), None)
+        for ident, innermost in list(frames.items())[:THREADS]:
             at, runs = _stands(innermost)
             self._stacks[ident] = at
             future = _future_of(runs) if runs is not None else None
