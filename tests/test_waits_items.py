@@ -100,6 +100,36 @@ async def a_lock(shop):
     }  # fmt: skip
 
 
+async def a_lock_that_was_taken_outside_of_any_cascade(shop):
+    stock = asyncio.Lock()
+
+    async def holds():
+        async with stock:
+            await stays()
+
+    async def asks():
+        async with stock:  # here
+            pass
+
+    with hopwatch.service():
+        await shop.at_rest(holds(), "keeper")
+    return asks(), "lock `stock` held by task 'keeper'", {
+        "kind": "lock", "moves": True, "holder": "keeper", "holders": ["keeper"],
+    }  # fmt: skip
+
+
+async def a_lock_that_was_taken_by_hand_outside_of_any_cascade(shop):
+    stock = asyncio.Lock()
+
+    async def asks():
+        async with stock:  # here
+            pass
+
+    with hopwatch.service():
+        await asyncio.create_task(stock.acquire())
+    return asks(), "lock `stock`", {"kind": "lock", "moves": False}
+
+
 async def a_semaphore(shop):
     seats = asyncio.Semaphore(2)
 
@@ -372,6 +402,8 @@ STORIES = [
     a_future,
     a_sleep,
     a_lock,
+    a_lock_that_was_taken_outside_of_any_cascade,
+    a_lock_that_was_taken_by_hand_outside_of_any_cascade,
     a_semaphore,
     a_queue_that_is_empty,
     a_queue_that_is_full,
@@ -482,3 +514,15 @@ def test_a_look_at_a_job_leaves_nothing_in_the_frame_that_runs_it():
         assert alive() is None
     finally:
         gc.enable()
+
+
+def test_a_job_that_looks_at_itself_is_found_in_its_own_thread():
+    def look(given):
+        return waits.Timers().threads.job(given.result(10))
+
+    with ThreadPoolExecutor(1, thread_name_prefix="kitchen") as pool, ThreadPoolExecutor(1) as other:
+        gate = threading.Event()
+        given = other.submit(lambda: gate.wait(10) and future)
+        future = pool.submit(look, given)
+        gate.set()
+        assert future.result(10).thread == "kitchen_0"

@@ -546,6 +546,8 @@ explain_outside: Callable[[Entry, waits.Timers | None], tuple[dict[str, Any], bo
 """Says what a job, a thread or a timer does; set by who instruments these."""
 working_on: Callable[[object], list[Any] | None] | None = None
 """Tells who took items from a queue and has not called `task_done`; set by who instruments queues."""
+seen_holding: Callable[[object, waits.Timers], list[Any] | None] | None = None
+"""Tells who holds a lock that nobody noted when it was taken; set by who instruments locks."""
 explain_deadlock: Callable[[Entry], tuple[dict[str, Any], bool] | None] | None = None
 """Tells of the deadlock that holds a hop up, and whether the hop's own task is part of it; set by who looks for them."""
 
@@ -627,12 +629,16 @@ def look_at(task: Any, *, made_in: str | None = None, timers: waits.Timers | Non
     """What a task waits on, with all that instrumentation knows of it. Arguments as those of `waits.of_task`."""
     shared = timers if timers is not None else waits.Timers()
 
+    def held_by(lock: object) -> Any:
+        found = holder_of(lock)
+        return seen_holding(lock, shared) if found is None and seen_holding is not None else found
+
     def send_of(sender: object) -> waits.Send | None:
         return _send_of(sender, shared)
 
     return waits.of_task(
         task,
-        holder_of=holder_of,
+        holder_of=held_by,
         working_on=working_on,
         send_of=send_of,
         made_in=made_in,

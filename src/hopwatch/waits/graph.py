@@ -439,7 +439,7 @@ class _Graph:
         frames, lost = walk(coroutine_of(task))
         if lost:
             return False
-        if _times_inside(frames, lock) > (task is node.task or self._waits_at(task, lock)):
+        if times_inside(frames, lock) > (task is node.task or self._waits_at(task, lock)):
             return True
         # Taken and released by hand. That a task waits for what it holds itself is then how a lock is used as a signal.
         if task is node.task or not any("release" in names for names in map(names_in, frames)):
@@ -472,7 +472,7 @@ class _Graph:
     def _times(self, task: Any, lock: Any) -> int:
         """How many `async with` blocks of a lock or semaphore a task is inside of."""
         frames, lost = walk(coroutine_of(task))
-        return 0 if lost else _times_inside(frames, lock) - self._waits_at(task, lock)
+        return 0 if lost else times_inside(frames, lock) - self._waits_at(task, lock)
 
     def _inside(self, lock: Any, loop: Any) -> list[tuple[Any, int]]:
         """Who of all tasks of a loop is inside an `async with` of a lock or semaphore."""
@@ -840,7 +840,7 @@ _LEAVING: Final = tuple(
 )
 
 
-def _times_inside(frames: list[Frame], lock: Any) -> int:
+def times_inside(frames: list[Frame], lock: Any) -> int:
     """How many `async with` blocks of this lock a chain is inside of, or about to enter: their way out is on the stack."""
     times = 0
     for frame in frames:

@@ -41,19 +41,21 @@ class Threads:
         self._jobs: list[tuple[ref[Any], int]] = []
 
     def _read(self) -> dict[int, str | None]:
-        if self._stacks is not None:
-            return self._stacks
-        self._stacks = {}
-        frames = sys._current_frames()  # noqa: SLF001 - the only way
-        # Our own would refer to itself by this very variable, and keep all that it has until the next collection.
-        frames.pop(threading.get_ident(), None)
-        for ident, innermost in list(frames.items())[:THREADS]:
-            at, runs = _stands(innermost)
-            self._stacks[ident] = at
-            future = _future_of(runs) if runs is not None else None
-            if future is not None:
-                self._jobs.append((ref(future), ident))
+        if self._stacks is None:
+            self._stacks = {}
+            frames = sys._current_frames()  # noqa: SLF001 - the only way
+            # A local that has its own frame is a cycle, and keeps what that frame has until the next collection.
+            frames.pop(threading.get_ident(), None)
+            for ident, innermost in list(frames.items())[:THREADS]:
+                self._learn(self._stacks, ident, innermost)
+            self._learn(self._stacks, threading.get_ident(), sys._getframe())  # noqa: SLF001
         return self._stacks
+
+    def _learn(self, stacks: dict[int, str | None], ident: int, innermost: FrameType) -> None:
+        stacks[ident], runs = _stands(innermost)
+        future = _future_of(runs) if runs is not None else None
+        if future is not None:
+            self._jobs.append((ref(future), ident))
 
     def job(self, future: Any) -> Job:
         """Tell who does what a future of `concurrent.futures` stands for."""
