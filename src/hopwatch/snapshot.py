@@ -42,7 +42,7 @@ APART: Final = 0.05
 BUDGET: Final = 1.0
 """Seconds for looking at what tasks wait on; those that come after it are listed without."""
 CYCLES_BUDGET: Final = 0.1
-"""Seconds for each of the two looks for deadlocks, of that."""
+"""Seconds for each of the two looks for deadlocks."""
 DEEPEST: Final = 50
 _OURS: Final = frozenset({"hopwatch-ps", "hopwatch-ticker", "hopwatch-flusher"})
 _POLLS: Final = ("selectors.py", "windows_events.py")
@@ -302,7 +302,10 @@ class _Look:
             loop = objects.loop_of(task)
             by_loop.setdefault(id(loop), []).append(task)
         chosen = self._chosen(awaited, below)
+        began = time.monotonic()
         self._candidates = self._cycles()
+        # On a machine that is busy that takes longer, and must not take the time for the tasks away.
+        self.until += min(time.monotonic() - began, 2 * CYCLES_BUDGET)
         time.sleep(max(0.0, self.until - BUDGET + APART - time.monotonic()))
         later = _stacks()
         out = []

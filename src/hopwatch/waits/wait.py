@@ -63,19 +63,21 @@ class Wait:
     def as_dict(self) -> dict[str, Any]:
         """Return it ready for JSON, without what is not known."""
         told: dict[str, Any] = {"kind": self.kind, "moves": self.moves, "what": self.what}
-        for field in fields(self)[3:]:
-            value = getattr(self, field.name)
-            if field.name == "of":
+        for name in _OPTIONAL:
+            value = getattr(self, name)
+            if value is None or value == ():
+                continue
+            if name == "of":
                 value = [child.as_dict() for child in value]
-            elif field.name in ("chain", "holders"):
+            elif name in ("chain", "holders"):
                 value = list(value)
-            elif field.name in ("queue", "job", "send") and value is not None:
+            elif name in ("queue", "job", "send"):
                 value = value.as_dict()
-            if value is not None and value != []:
-                told[field.name] = value
+            told[name] = value
         return told
 
 
+_OPTIONAL: Final = tuple(field.name for field in fields(Wait))[3:]
 MOVING: Final = frozenset({"running", "sleep", "timer", "socket", "thread", "call", "unknown"})
 
 PHRASES: Final[dict[str, str]] = {
