@@ -365,22 +365,27 @@ async def a_job_of_anyio(shop):
 
 async def a_coroutine_of_another_loop(shop):
     other = asyncio.new_event_loop()
-    thread = threading.Thread(target=other.run_forever, daemon=True)
-    thread.start()
     begun = threading.Event()
+
+    def lives():
+        other.run_forever()
+        for task in (left := asyncio.all_tasks(other)):
+            task.cancel()
+        if left:
+            other.run_until_complete(asyncio.wait(left))
+        other.close()
 
     async def there():
         asyncio.current_task().set_name("abroad")
         begun.set()
         await asyncio.sleep(50)
 
+    thread = threading.Thread(target=lives, daemon=True)
+    thread.start()
+
     def stop():
         other.call_soon_threadsafe(other.stop)
-        thread.join(5)
-        for task in asyncio.all_tasks(other):
-            task.cancel()
-            other.run_until_complete(asyncio.wait([task]))
-        other.close()
+        thread.join(10)
 
     shop.after.append(stop)
 
