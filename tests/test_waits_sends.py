@@ -181,3 +181,4 @@ def test_a_url_is_told_without_user_password_query_and_fragment():
     mine = Client()
     target = Target(mine, "https://user:word@host:8443/a/b?token=1#part")
     assert target.receiver() == (None, "https://host:8443/a/b")
+    assert Target(mine, "http://[no such").receiver() == (None, None)

@@ -62,9 +62,12 @@ class Target:
         )
 
 
-def without_secrets(url: str) -> str:
-    """The URL without user, password, query and fragment, at most 300 characters of it."""
-    parts = urlsplit(url)
+def without_secrets(url: str) -> str | None:
+    """The URL without user, password, query and fragment, at most 300 characters of it; None where it is none."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return None
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))[:300]
 
 
