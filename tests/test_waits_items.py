@@ -295,6 +295,38 @@ async def a_plain_socket(shop):
     }  # fmt: skip
 
 
+async def a_connection_that_is_not_there_yet(shop):
+    listening = socket.socket()
+    listening.bind(("127.0.0.1", 0))
+    listening.listen(0)
+    where = listening.getsockname()
+    shop.after.append(listening.close)
+    for _ in range(4):  # nobody accepts: these fill its backlog
+        other = socket.socket()
+        other.setblocking(False)
+        other.connect_ex(where)
+        shop.after.append(other.close)
+
+    async def asks():
+        await asyncio.open_connection(*where)  # here
+
+    if not isinstance(asyncio.get_running_loop(), asyncio.BaseEventLoop):  # uvloop does not show the address
+        return asks(), "a connection", {"kind": "socket", "moves": True}
+    peer = f"127.0.0.1:{where[1]}"
+    return asks(), f"a connection to {peer}", {"kind": "socket", "moves": True, "peer": peer}
+
+
+async def a_socket_that_is_listened_on(shop):
+    listening = socket.create_server(("127.0.0.1", 0))
+    listening.setblocking(False)
+    shop.after.append(listening.close)
+
+    async def asks():
+        await asyncio.get_running_loop().sock_accept(listening)  # here
+
+    return asks(), f"somebody to connect to 127.0.0.1:{listening.getsockname()[1]}", {"kind": "socket"}
+
+
 async def a_process(shop):
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", "input()", stdin=asyncio.subprocess.PIPE
@@ -419,6 +451,8 @@ STORIES = [
     a_stream_that_is_read,
     a_stream_that_is_written,
     a_plain_socket,
+    a_connection_that_is_not_there_yet,
+    a_socket_that_is_listened_on,
     a_process,
     a_job_in_an_executor,
     a_job_that_no_thread_is_free_for,

@@ -44,7 +44,8 @@ def wanted(frames: list[Frame], at: Frame | None) -> tuple[str, str | None]:
     if named in ("sock_connect", "create_connection"):
         peer = _address(frames) or peer
     if named == "sock_accept":
-        peer = next((own for each in _sockets(frames) if (own := _host_and_port(each, "getsockname"))), None)
+        here = next((own for each in _sockets(frames) if (own := _host_and_port(each, "getsockname"))), None)
+        return (_WANTS[named][0].format(here) if here else _WANTS[named][1]), None
     with_peer, without = _WANTS[named]
     return (with_peer.format(peer) if peer else without), peer
 
