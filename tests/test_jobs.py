@@ -7,14 +7,14 @@ import gc
 import multiprocessing
 import os
 import threading
+import time
 import weakref
 
 import pytest
 
 import hopwatch
-from hopwatch import process
+from hopwatch import process, telemetry
 from hopwatch.instrument import jobs
-from hopwatch.telemetry import what_it_waits_on
 
 
 async def turns(count=3):
@@ -408,20 +408,105 @@ def test_a_hook_that_fails_is_counted_and_the_application_goes_on(
     assert "ours" not in capfd.readouterr().err
 
 
-def test_a_timer_or_thread_that_can_be_seen_is_not_said_to_be_over_before_it_is(watching_with, run):
-    with watching_with(HOPWATCH_DETAIL="all") as watched:
+# What is said of those that outlast their hop ---------------------------------------------------------------------------
 
-        async def main():
-            gate = threading.Event()
-            timer = asyncio.get_running_loop().call_later(60, fail)
-            thread = threading.Thread(target=wait_for, args=(gate,))
-            thread.start()
-            told = {hop.name: what_it_waits_on(hop) for hop in watched.ledger.open_hops()}
+
+def told_of(watched, name):
+    """What is said of an entry that has outlasted its hop, and so has become a hop of its own."""
+    watched.tick(later=5)
+    (hop,) = [each for each in watched.ledger.open_hops() if each.name == name]
+    return telemetry.what_it_waits_on(hop)
+
+
+def test_a_timer_that_outlasts_its_hop_says_when_it_runs(watched, run):
+    async def main():
+        with hopwatch.cascade("inner"):
+            handle = asyncio.get_running_loop().call_later(60, fast)
+        told, moves = told_of(watched, "timer fast")
+        assert (told["kind"], moves, told["moves"]) == ("timer", True, True)
+        assert told["until"] == pytest.approx(time.time() + 60, abs=10)
+        assert told["what"] == f"timer `fast` until {time.strftime('%H:%M:%SZ', time.gmtime(told['until']))}"
+        if "file" in told:  # uvloop does not show what a timer calls
+            assert (told["file"], told["line"]) == (__file__, fast.__code__.co_firstlineno)
+        handle.cancel()
+        watched.tick()
+
+    run(main)
+    assert watched.settled()
+
+
+def test_a_job_that_outlasts_its_hop_says_where_its_thread_stands(watched, run):
+    async def main():
+        gate = threading.Event()
+        with concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="kitchen") as pool:
+            with hopwatch.cascade("inner"):
+                running = asyncio.get_running_loop().run_in_executor(pool, wait_for, gate)
+                waiting = asyncio.get_running_loop().run_in_executor(pool, fast)
+            found = {}
+            for _ in range(400):
+                found = told_of(watched, "job wait_for")[0]
+                if found["job"]["state"] == "running":
+                    break
+                await asyncio.sleep(0.01)
+            line = wait_for.__code__.co_firstlineno + 1
+            assert found == {
+                "kind": "thread",
+                "moves": True,
+                "what": f"job `wait_for` in thread 'kitchen_0', which is at {__file__}:{line} wait_for",
+                "job": {"state": "running", "thread": "kitchen_0", "at": f"{__file__}:{line} wait_for"},
+            }
+            assert told_of(watched, "job fast")[0]["what"] == "job `fast` that no thread has begun"
             gate.set()
-            thread.join()
-            timer.cancel()
-            return told
+            await asyncio.gather(running, waiting)
 
-        told = run(main)
-        for name in ("timer fail", "thread wait_for"):
-            assert told[name] == ({"kind": "unknown", "what": name, "moves": True}, True)
+    run(main)
+    assert watched.settled()
+
+
+def test_a_thread_that_outlasts_its_hop_says_where_it_stands(watched, run):
+    async def main():
+        begun, gate = threading.Event(), threading.Event()
+
+        def works():
+            begun.set()
+            wait_for(gate)
+
+        with hopwatch.cascade("inner"):
+            thread = threading.Thread(target=works, name="baker")
+            thread.start()
+        begun.wait(10)
+        for _ in range(400):
+            told, moves = told_of(watched, f"thread {works.__qualname__}")
+            if told["job"]["at"].endswith(" wait_for"):
+                break
+            await asyncio.sleep(0.01)
+        assert moves
+        assert told["what"].startswith(
+            f"thread `{works.__qualname__}` in thread 'baker', which is at {__file__}:"
+        )
+        gate.set()
+        thread.join()
+        watched.tick()
+
+    run(main)
+    assert watched.settled()
+
+
+def test_work_that_no_task_does_is_not_said_to_be_over_and_moves_whatever_it_has_started_waits_for(watched):
+    async def waits(event):
+        await event.wait()
+
+    loop = asyncio.new_event_loop()
+    with hopwatch.cascade("by hand"):
+        event = asyncio.Event()
+        task = loop.create_task(waits(event))
+        loop.run_until_complete(turns())
+        (hop,) = watched.ledger.open_hops()
+        told, moves = telemetry.what_it_waits_on(hop)
+        assert (told["what"], moves) == ("its own work, which no asyncio task does", True)
+        assert [each["kind"] for each in told["of"]] == ["event", "event"]
+        event_set = loop.call_soon(event.set)
+        loop.run_until_complete(task)
+        assert event_set is not None
+    loop.close()
+    assert watched.settled()

@@ -202,6 +202,105 @@ asyncio.run(main())
     assert tasks["charge"]["what"].endswith("a cycle")
 
 
+TWO_LOCKS = """
+async def take(first, second, both):
+    async with first:
+        both.append(1)
+        while len(both) < 2:
+            await asyncio.sleep(0)
+        async with second:  # here
+            pass
+
+async def main():
+    with hopwatch.cascade("stocktaking"):
+        stock, account, both = asyncio.Lock(), asyncio.Lock(), []
+        asyncio.get_running_loop().call_later(0.1, ready)
+        await asyncio.gather(
+            asyncio.create_task(take(stock, account, both), name="reserve"),
+            asyncio.create_task(take(account, stock, both), name="charge"),
+        )
+
+asyncio.run(main())
+"""
+
+TEARDOWN = """
+async def child(lock):
+    async with lock:  # needs it
+        pass
+
+async def aclose(lock):
+    async with lock:
+        await asyncio.gather(  # here
+            asyncio.create_task(child(lock), name="flush"), asyncio.create_task(child(lock), name="notify")
+        )
+
+async def main():
+    asyncio.get_running_loop().call_later(0.1, ready)
+    await asyncio.create_task(aclose(asyncio.Lock()), name="aclose")
+
+asyncio.run(main())
+"""
+
+
+def line_in(program, text="# here"):
+    return 1 + next(
+        number for number, line in enumerate((INSTRUMENTED + program).splitlines()) if line.endswith(text)
+    )
+
+
+def test_two_locks_in_opposite_order_are_a_deadlock_with_each_edge_in_words(start, folder):
+    process = start(TWO_LOCKS)
+    (deadlock,) = asked(folder, process.pid)["deadlocks"]
+    at = f"<string>:{line_in(TWO_LOCKS)}"
+    edges = {edge["task"]: edge for edge in deadlock["edges"]}
+    assert {name: (edge["kind"], edge["held_by"], edge["at"]) for name, edge in edges.items()} == {
+        "reserve": ("lock", ["charge"], at),
+        "charge": ("lock", ["reserve"], at),
+    }
+    assert edges["reserve"]["wants"] == edges["charge"]["holds"][0]
+    assert edges["charge"]["wants"] == edges["reserve"]["holds"][0]
+    assert edges["charge"]["words"] in deadlock["words"]
+    assert deadlock["tasks"] == 2
+    assert len(deadlock["hops"]) >= 1
+    shown = hopwatch(process.pid)
+    assert shown.returncode == 0, shown.stderr
+    lines = shown.stdout.splitlines()
+    first = lines.index("  deadlock of 2 tasks: none of them can ever go on")
+    assert re.fullmatch(
+        rf"    'charge' holds lock `second` \(\w+\), wants lock `second` \(\w+\), which 'reserve' holds at {at}",
+        lines[first + 1],
+    )
+    assert lines[first + 2].startswith("    'reserve' holds lock `second` ")
+    told = json.loads(hopwatch(process.pid, "--json").stdout)
+    assert [each["tasks"] for each in told["deadlocks"]] == [2]
+
+
+def test_a_gather_under_a_lock_that_its_children_need_is_a_deadlock_also_outside_of_any_cascade(
+    start, folder
+):
+    process = start(TEARDOWN)
+    document = asked(folder, process.pid)
+    (deadlock,) = document["deadlocks"]
+    assert deadlock["words"] == (
+        f"'aclose' holds lock `lock`, waits for tasks 'flush' and 'notify' (gather) at <string>:{line_in(TEARDOWN)}; "
+        f"'flush' wants lock `lock`, which 'aclose' holds at <string>:{line_in(TEARDOWN, '# needs it')}; "
+        f"'notify' wants lock `lock`, which 'aclose' holds at <string>:{line_in(TEARDOWN, '# needs it')}"
+    )
+    assert (deadlock["tasks"], deadlock["hops"]) == (3, [])
+    assert "  deadlock of 3 tasks: none of them can ever go on\n    'aclose' holds lock `lock`, " in (
+        hopwatch(process.pid).stdout
+    )
+    assert document["counts"]["failures"] == {}
+
+
+def test_a_program_without_a_deadlock_has_none(start, folder):
+    process = start(HANGS)
+    assert asked(folder, process.pid)["deadlocks"] == []
+    shown = hopwatch(process.pid).stdout
+    assert "deadlock" not in shown
+    assert re.search(r"asyncio\.sleep\(600\) until [\d:TZ-]+ \((9 min|10 min)[^)]* left\)", shown), shown
+
+
 def test_a_consumer_that_hangs_is_told_with_the_queue_its_depth_and_who_took_from_it(start, folder):
     process = start("""
 async def consume(queue):

@@ -3,7 +3,16 @@
 import pytest
 
 from hopwatch import attributes as names
-from hopwatch.records import RecordError, read_heartbeat, read_hop, read_shutdown, shutdown_attributes
+from hopwatch.ledger import Ledger
+from hopwatch.records import (
+    MAX_WAITS,
+    RecordError,
+    open_attributes,
+    read_heartbeat,
+    read_hop,
+    read_shutdown,
+    shutdown_attributes,
+)
 
 GOOD = {names.RECORD: "end", names.INSTANCE: "a" * 16, names.HOP_KIND: "execution"}
 
@@ -122,3 +131,42 @@ def test_the_end_of_a_process_is_read_as_it_was_written():
     assert told.pending == {"task": 2, "send": 1}
     with pytest.raises(RecordError, match="pending"):
         read_shutdown({names.INSTANCE: "a" * 16, "hopwatch.shutdown.pending.task": -1}, agent="a", at=5)
+
+
+class Nobody:
+    """An observer that is told and does nothing."""
+
+    def opened(self, entry):
+        entry.id, entry.cascade = "2" * 16, "c" * 32
+
+    def closed(self, entry):
+        pass
+
+    def late(self, parent):
+        pass
+
+
+def written(waits):
+    hop = Ledger(Nobody()).open("request", "asks", None)
+    return open_attributes(hop, "a" * 16, waits, moves=True)
+
+
+def test_a_marker_tells_no_more_of_a_wait_than_a_record_may_carry():
+    part = {"kind": "sleep", "what": "asyncio.sleep(60)", "moves": True, "chain": ["worker.py:1 work"] * 64}
+    waits = {"kind": "gather", "what": "100 tasks (gather)", "moves": True, "of": [part] * 100}
+    attributes = written(waits)
+    assert len(attributes[names.HOP_WAITS]) <= MAX_WAITS
+    assert read(attributes, parent="2" * 16).waits == {
+        "kind": "gather",
+        "what": "100 tasks (gather)",
+        "moves": True,
+    }
+    short = {**waits, "of": [part]}
+    assert read(written(short), parent="2" * 16).waits == short
+
+
+def test_a_task_whose_name_no_exporter_can_encode_is_told_all_the_same():
+    waits = {"kind": "sleep", "what": "asyncio.sleep(60)", "moves": True, "task": "odd \ud800"}
+    attributes = written(waits)
+    attributes[names.HOP_WAITS].encode()
+    assert read(attributes, parent="2" * 16).waits == {**waits, "task": "odd ?"}

@@ -37,7 +37,8 @@ class Pending:
         hop: 16 hex digits, or None where it is not visible outside this process.
         started: when it began; of items that are only counted, when their hop did.
         done: whether its own work is over, and only what it started goes on.
-        waits_on: what it waits on, as in the collector's `waits_on`, or None where that is not known.
+        waits_on: what it waits on, as in the collector's `waits_on` and with the seconds that a wait lasts still (`left`), or
+            None where that is not known.
         location: `file:line function`: of an execution where it is defined, of a task where it was made, or None.
     """
 

@@ -150,12 +150,14 @@ def sample(noted: Entry | Note, timers: waits.Timers | None = None) -> Sampled:
     """What one entry waits on, or None where that is not known."""
     try:
         if isinstance(noted, Entry) and noted.visible:
-            return telemetry.what_it_waits_on(noted, timers)[0]
-        found = telemetry.of_entry(noted, timers)
+            told = telemetry.what_it_waits_on(noted, timers)[0]
+        else:
+            found = telemetry.of_entry(noted, timers)
+            told = found[0] if found is not None else None
+        return waits.with_times(told) if told is not None else None
     except Exception:  # noqa: BLE001
         failed("exits.sample")
         return None
-    return found[0] if found is not None else None
 
 
 def location_of(noted: Entry | Note) -> str | None:

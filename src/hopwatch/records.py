@@ -207,7 +207,7 @@ def open_attributes(
     out[names.HOP_STARTED] = entry.started
     out[names.HOP_MOVES] = moves
     if waits is not None:
-        out[names.HOP_WAITS] = json.dumps(waits, ensure_ascii=False, separators=(",", ":"))
+        out[names.HOP_WAITS] = waits_text(waits)
     return out
 
 
@@ -274,9 +274,10 @@ def gone_attributes(
 def waits_text(waits: Mapping[str, Any]) -> str:
     """What is waited on, as a record carries it; without its parts where it would be too long for one."""
     text = json.dumps(waits, ensure_ascii=False, separators=(",", ":"))
-    if len(text) <= MAX_WAITS:
-        return text
-    return json.dumps({key: value for key, value in waits.items() if key not in ("of", "chain")})
+    if len(text) > MAX_WAITS:
+        return json.dumps({key: value for key, value in waits.items() if key not in ("of", "chain")})
+    # A task may have any name: with a lone surrogate in it, an exporter would lose its whole batch.
+    return text.encode("utf-8", "replace").decode()
 
 
 def shutdown_attributes(instance: str, pid: int, way: str, pending: Mapping[str, int]) -> dict[str, Value]:

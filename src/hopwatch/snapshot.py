@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from hopwatch import process as hopwatch_process
 from hopwatch import records, telemetry, waits
-from hopwatch.instrument import queues
+from hopwatch.instrument import deadlocks
 from hopwatch.ledger import Entry, Note
 from hopwatch.process import encodable, failed, failures
 from hopwatch.waits import chain, judging, objects
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 MOST: Final = 1000
 """Tasks, and hops, that one document tells of; how many there are beside is told."""
 MOST_THREADS: Final = 100
+MOST_DEADLOCKS: Final = 50
 MOST_STACK: Final = 40
 MOST_KINDS: Final = 20
 LONGEST: Final = 300
@@ -40,6 +41,8 @@ APART: Final = 0.05
 """Seconds between the two looks at a loop's thread: one that is at the same line in both is busy there."""
 BUDGET: Final = 1.0
 """Seconds for looking at what tasks wait on; those that come after it are listed without."""
+CYCLES_BUDGET: Final = 0.1
+"""Seconds for each of the two looks for deadlocks."""
 DEEPEST: Final = 50
 _OURS: Final = frozenset({"hopwatch-ps", "hopwatch-ticker", "hopwatch-flusher"})
 _POLLS: Final = ("selectors.py", "windows_events.py")
@@ -240,6 +243,7 @@ def take(most: int = MOST) -> dict[str, Any]:
         "hops": look.hops(),
         "threads": look.threads(),
     }
+    document["deadlocks"] = look.deadlocks()
     ledger = process.ledger
     document["counts"] = {
         "hops": len(ledger.open_hops()),
@@ -271,6 +275,8 @@ class _Look:
         self.number_of_threads = len(self.stacks)
         self.entries = self._entries()
         self.names = {thread.ident: thread for thread in threading.enumerate()}
+        self._candidates: list[waits.Deadlock] = []
+        """The deadlocks of the first look; the second one, some time later, has to find the same waits."""
 
     def _entries(self) -> dict[int, Entry | Note]:
         """By the id of its task, the innermost entry that the task works for."""
@@ -296,6 +302,10 @@ class _Look:
             loop = objects.loop_of(task)
             by_loop.setdefault(id(loop), []).append(task)
         chosen = self._chosen(awaited, below)
+        began = time.monotonic()
+        self._candidates = self._cycles()
+        # On a machine that is busy that takes longer, and must not take the time for the tasks away.
+        self.until += min(time.monotonic() - began, 2 * CYCLES_BUDGET)
         time.sleep(max(0.0, self.until - BUDGET + APART - time.monotonic()))
         later = _stacks()
         out = []
@@ -380,13 +390,13 @@ class _Look:
             told["waits_on"] = None
             return told
         try:
-            wait = waits.of_task(task, holder_of=telemetry.holder_of, made_in=made_in, timers=self.timers)
+            wait = telemetry.look_at(task, made_in=made_in, timers=self.timers)
             if wait.kind == "running" and not running:
                 told["state"] = "ready"
-            told["waits_on"] = {key: value for key, value in wait.as_dict().items() if key != "of"}
-            queue = queue_of(task) if wait.kind in ("queue_get", "queue_put", "queue_join") else None
-            if queue is not None:
-                told["queue"] = queue
+            said = {key: value for key, value in wait.as_dict().items() if key not in ("of", "queue")}
+            told["waits_on"] = waits.with_times(said)
+            if wait.queue is not None:
+                told["queue"] = {"taken_by": [], **wait.queue.as_dict()}
         except Exception:  # noqa: BLE001
             failed("ps.task")
             told["waits_on"] = None
@@ -467,9 +477,45 @@ class _Look:
         told["waits_on"] = None
         if time.monotonic() <= self.until:
             try:
-                told["waits_on"] = telemetry.what_it_waits_on(hop, self.timers)[0]
+                waiting, _ = telemetry.what_it_waits_on(hop, self.timers)
+                told["waits_on"] = waits.with_times(waiting) if waiting is not None else None
             except Exception:  # noqa: BLE001
                 failed("ps.hop")
+        return told
+
+    # Deadlocks
+
+    def _cycles(self) -> list[waits.Deadlock]:
+        until = time.perf_counter_ns() + int(CYCLES_BUDGET * 1e9)
+        return waits.deadlocks(self.tasks, deadlocks.KNOWN, timers=waits.Timers(), until=until)
+
+    def deadlocks(self) -> list[dict[str, Any]]:
+        """The cycles of tasks that wait for one another for ever, whether anybody has told of them or not."""
+        try:
+            found = [
+                each
+                for each in (self._cycles() if self._candidates else [])
+                if any(each.same_as(before) for before in self._candidates)
+            ]
+            if len(found) > MOST_DEADLOCKS:
+                self.left_out["deadlocks"] = len(found) - MOST_DEADLOCKS
+            return [self._deadlock(each) for each in found[:MOST_DEADLOCKS]]
+        except Exception:  # noqa: BLE001
+            failed("ps.deadlocks")
+            return []
+
+    def _deadlock(self, deadlock: waits.Deadlock) -> dict[str, Any]:
+        told = deadlock.as_dict()
+        told["tasks"] = deadlock.size
+        told["words"] = encodable(told["words"])
+        told["edges"] = [{**edge.as_dict(), "words": edge.words} for edge in deadlock.edges]
+        hops = []
+        for task in deadlock.tasks():
+            entry = self.entries.get(id(task))
+            hop = entry if isinstance(entry, Entry) and entry.visible else entry.parent if entry else None
+            if hop is not None and hop.id not in hops:
+                hops.append(hop.id)
+        told["hops"] = hops
         return told
 
     # Threads
@@ -566,26 +612,3 @@ def _shielded(future: Any) -> Any:
             cells = dict(zip(callback.__code__.co_freevars, objects.cells_of(callback), strict=False))
             return cells.get("inner")
     return None
-
-
-def queue_of(task: Any) -> dict[str, Any] | None:
-    """Of the queue that a task waits at: items inside, room, items without `task_done`, and who took those."""
-    frames, _ = chain.walk(objects.coroutine_of(task))
-    _, tail = chain.split(frames)
-    _, at = chain.primitive(tail)
-    if at is None:
-        return None
-    queue = chain.own(at, asyncio.Queue)
-    if queue is None:
-        return None
-    inside = objects.field_of(queue, "_queue")
-    told: dict[str, Any] = {
-        "queue": f"{id(queue):#x}",
-        "depth": len(inside) if type(inside).__module__ in ("collections", "builtins") else None,
-        "maxsize": objects.field_of(queue, "_maxsize"),
-        "unfinished": objects.field_of(queue, "_unfinished_tasks"),
-    }
-    line = queues.known_line(queue)
-    taken = [each.task() for each in list(line.taken) if each.task is not None] if line is not None else []
-    told["taken_by"] = [_text(objects.task_name(each) or "") for each in taken[:16] if each is not None]
-    return told

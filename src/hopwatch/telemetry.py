@@ -34,6 +34,7 @@ from hopwatch import attributes as names
 from hopwatch import records, waits
 from hopwatch.ledger import DURATIONS_A_TICK, Note
 from hopwatch.process import current, encodable, failed, failures
+from hopwatch.process import here as process_here
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -583,6 +584,12 @@ asks: Callable[[object], str | None] | None = None
 """Tells whose answer a task awaits; set by who instruments the client of HTTP."""
 owes_answer: Callable[[Entry], bool] | None = None
 """Tells whether nothing of the answer to a request has gone out; set by who instruments the server of HTTP."""
+explain_outside: Callable[[Entry, waits.Timers | None], tuple[dict[str, Any], bool] | None] | None = None
+"""Says what a job, a thread or a timer does; set by who instruments these."""
+working_on: Callable[[object], list[Any] | None] | None = None
+"""Tells who took items from a queue and has not called `task_done`; set by who instruments queues."""
+seen_holding: Callable[[object, waits.Timers], list[Any] | None] | None = None
+"""Tells who holds a lock that nobody noted when it was taken; set by who instruments locks."""
 explain_deadlock: Callable[[Entry], tuple[dict[str, Any], bool] | None] | None = None
 """Tells of the deadlock that holds a hop up, and whether the hop's own task is part of it; set by who looks for them."""
 
@@ -602,8 +609,6 @@ def what_it_waits_on(
         whether any of it may move by itself.
     """
     found = of_entry(hop, timers, rests_on) if hop.done is None else None
-    if found is None and hop.done is None:  # a timer, a thread or a job: nobody looks into those
-        found = {"kind": "unknown", "what": hop.name, "moves": True}, True
     deadlock = explain_deadlock(hop) if explain_deadlock is not None else None
     if found is not None and deadlock is not None and deadlock[1]:
         found = ({**found[0], "moves": False}, False)
@@ -626,9 +631,13 @@ def what_it_waits_on(
         parts.extend(of_items)
         if of_items and rests_on is not None:
             rests_on.append(None)
-    if found is None:
+    if found is None and hop.done is None:
+        # No task that could be looked at does its work: a callback, or a thread that says `with hopwatch.cascade`.
+        told: dict[str, Any] = {"kind": "unknown", "what": "its own work, which no asyncio task does"}
+        moves = True
+    elif found is None:
         what = f"its own work is over; {len(below) + held}{' or more' if many else ''} of what it started goes on"
-        told: dict[str, Any] = {"kind": "gather", "what": what}
+        told = {"kind": "gather", "what": what}
         moves = many or not parts
     else:
         told, moves = dict(found[0]), found[1]
@@ -665,6 +674,8 @@ def of_entry(
     """What one entry waits on, by the asyncio task that does its work; None where no task is known."""
     if entry.kind == "event" and explain_event is not None and not isinstance(entry, Note):
         return explain_event(entry, timers, rests_on)
+    if entry.runner is None and explain_outside is not None and not isinstance(entry, Note):
+        return explain_outside(entry, timers)
     task = entry.runner() if entry.runner is not None else None
     if task is None:
         return (
@@ -680,22 +691,46 @@ def of_entry(
         else None
     )
     ledger = entry.parent.ledger if isinstance(entry, Note) else entry.ledger
-    wait = of_task(task, ledger, made_in=made_in, timers=timers, rests_on=rests_on)
+    wait = look_at(task, ledger=ledger, made_in=made_in, timers=timers, rests_on=rests_on)
     return wait.as_dict(), wait.moves
 
 
-def of_task(
+def look_at(
     task: Any,
-    ledger: Ledger,
     *,
+    ledger: Ledger | None = None,
     made_in: str | None = None,
     timers: waits.Timers | None = None,
     rests_on: list[Any] | None = None,
 ) -> waits.Wait:
-    """What a task waits on, with what is known of its locks, of the messages that it sends, and of the hops of a ledger."""
-    across = waits.Across(asks, functools.partial(_hop_of, ledger)) if asks is not None else None
+    """What a task waits on, with all that instrumentation knows of it.
+
+    Args:
+        task: the task.
+        ledger: whose hops the messages and locks are looked for in; by default that of this process.
+        made_in: as `waits.of_task` has it, as all that follows.
+        timers: the same.
+        rests_on: the same.
+    """
+    shared = timers if timers is not None else waits.Timers()
+    hops = ledger if ledger is not None else process_here().ledger
+
+    def held_by(lock: object) -> Any:
+        found = holder_of(lock)
+        return seen_holding(lock, shared) if found is None and seen_holding is not None else found
+
+    def send_of(sender: object) -> waits.Send | None:
+        return _send_of(sender, shared)
+
     return waits.of_task(
-        task, holder_of=holder_of, made_in=made_in, timers=timers, across=across, rests_on=rests_on
+        task,
+        holder_of=held_by,
+        working_on=working_on,
+        send_of=send_of,
+        made_in=made_in,
+        timers=shared,
+        across=waits.Across(asks, functools.partial(_hop_of, hops)) if asks is not None else None,
+        rests_on=rests_on,
     )
 
 
@@ -714,6 +749,40 @@ def _hop_of(ledger: Ledger, task: object) -> str | None:
         if entry.runner is not None and entry.runner() is task and entry.parent is not None:
             return entry.parent.id
     return None
+
+
+def _send_of(task: object, timers: waits.Timers) -> waits.Send | None:
+    """The message that a task is in the middle of sending; of several the newest, which is the innermost."""
+    sends = timers.shared.get("sends")
+    if sends is None:
+        process = process_here()
+        sends = timers.shared["sends"] = {
+            id(each): hop
+            for hop in process.ledger.open_hops()
+            if hop.kind in ("send", "push")
+            and hop.done is None
+            and hop.runner is not None
+            and (each := hop.runner()) is not None
+        }
+    hop = sends.get(id(task))
+    if hop is None or hop.done is not None or hop.runner() is not task:
+        return None
+    return describe_send(hop)
+
+
+def describe_send(hop: Entry) -> waits.Send:
+    """To whom a send or push goes, since when, and who took it, as far as that is known."""
+    said = hop.attributes or {}
+    agent, url = None, None
+    receiver = getattr(hop.instance_of, "receiver", None)
+    if receiver is not None:
+        agent, url = receiver()
+    if url is None and said.get(names.SERVER_ADDRESS):
+        url = f"{said[names.SERVER_ADDRESS]}:{said.get(names.SERVER_PORT, 0)}"
+    method = "push" if hop.kind == "push" else hop.name
+    return waits.Send(
+        method, round(hop.started / 1e9, 2), agent, url, said.get(names.PEER), said.get(names.PEER_HOP)
+    )
 
 
 def holder_of(lock: object) -> Any:

@@ -305,6 +305,8 @@ def tree(document: Mapping[str, Any]) -> Node:
         top.below.append(
             Node(f"hook {plain(hook)} of hopwatch failed {count(_number(number), 'time')}", "red")
         )
+    for each in _objects(document.get("deadlocks")):
+        top.below.append(_deadlock(each))
     for loop in _objects(document.get("loops")):
         top.below.append(_loop(loop))
     left = _object(document.get("left_out"))
@@ -325,6 +327,21 @@ def tree(document: Mapping[str, Any]) -> Node:
     if left.get("threads"):
         top.below.append(Node(f"{count(_number(left['threads']), 'thread')} more not shown", "yellow"))
     return top
+
+
+def _deadlock(deadlock: Mapping[str, Any]) -> Node:
+    """A cycle of tasks, an edge a line: each waits for the one of the next line."""
+    edges = _objects(deadlock.get("edges"))
+    size = _number(deadlock.get("tasks")) or len(edges)
+    out = Node(f"deadlock of {count(size, 'task')}: none of them can ever go on", "bold red")
+    out.below.extend(Node(plain(edge.get("words")), "red") for edge in edges)
+    if size > len(edges):
+        out.below.append(Node(f"and {size - len(edges):,} more", "red"))
+    hops = [plain(each) for each in deadlock.get("hops") or [] if isinstance(each, str)]
+    if hops:
+        more = f" and {len(hops) - MOST_PARTS} more" if len(hops) > MOST_PARTS else ""
+        out.below.append(Node(f"for hop {', '.join(hops[:MOST_PARTS])}{more}", "dim"))
+    return out
 
 
 def _loop(loop: Mapping[str, Any]) -> Node:
@@ -367,7 +384,7 @@ def _tasks(tasks: list[dict[str, Any]]) -> Iterator[Node]:
 
 def _task(task: Mapping[str, Any], wait: Mapping[str, Any]) -> Node:
     state = plain(task.get("state"))
-    what = plain(wait.get("what")) if state == "waiting" else state
+    what = f"{plain(wait.get('what'))}{_lasts(wait)}" if state == "waiting" else state
     at = _place(wait)
     text = f"task {plain(task.get('name'))} {plain(task.get('coroutine'))}: {what or 'not looked at'}"
     passive = wait.get("moves") is False
@@ -415,7 +432,7 @@ def _hop(hop: Mapping[str, Any]) -> Node:
         passive = wait.get("moves") is False
         out.below.append(
             Node(
-                f"waits on {plain(wait.get('what'))}" + (f" at {at}" if at else ""),
+                f"waits on {plain(wait.get('what'))}{_lasts(wait)}" + (f" at {at}" if at else ""),
                 "yellow" if passive else "dim",
             )
         )
@@ -441,6 +458,17 @@ def _thread(thread: Mapping[str, Any]) -> Node:
     return Node(
         f"{plain(name) if name is not None else plain(thread.get('thread'))}: at {plain(thread.get('at'))}"
     )
+
+
+def _lasts(wait: Mapping[str, Any]) -> str:
+    """How long a wait lasts still, and how long a message has been under way."""
+    parts = []
+    age, left = _object(wait.get("send")).get("age"), wait.get("left")
+    if isinstance(age, (int, float)):
+        parts.append(f"sent {span(float(age))} ago")
+    if isinstance(left, (int, float)):
+        parts.append(f"{span(float(left))} left")
+    return f" ({', '.join(parts)})" if parts else ""
 
 
 def _place(wait: Mapping[str, Any]) -> str:

@@ -102,7 +102,7 @@ def _end(entry: Entry | None, error: BaseException | None, *, stream: bool = Fal
 # Messages sent ---------------------------------------------------------------------------------------------------
 
 
-def _open_send(method: str, request: Any, client: Any) -> Entry | None:
+def _open_send(method: str, request: Any, transport: Any) -> Entry | None:
     try:
         name = METHODS[method]
         parent = current.get()
@@ -113,8 +113,9 @@ def _open_send(method: str, request: Any, client: Any) -> Entry | None:
             attributes[names.STREAMING] = True
         _describe_message(attributes, request)
         entry = begin(hopwatch_process.here(), "send", name, parent, attributes=attributes, runner=_runner())
+        client = getattr(transport, "httpx_client", None)
         if entry is not None and client is not None:
-            entry.instance_of = http_client.Target(client, None)
+            entry.instance_of = http_client.Target(client, None, transport)
     except Exception:  # noqa: BLE001
         _lost("a2a.send")
         return None
@@ -185,8 +186,7 @@ def _state(state: Any) -> str:
 
 def _sending(method: str) -> Any:
     async def send(wrapped: Any, transport: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        client = getattr(transport, "httpx_client", None)
-        entry = _open_send(method, args[0] if args else kwargs.get("request"), client)
+        entry = _open_send(method, args[0] if args else kwargs.get("request"), transport)
         error: BaseException | None = None
         try:
             with within(entry, http_client.outgoing):
@@ -204,8 +204,7 @@ def _sending(method: str) -> Any:
 
 def _streaming(method: str) -> Any:
     async def stream(wrapped: Any, transport: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        client = getattr(transport, "httpx_client", None)
-        entry = _open_send(method, args[0] if args else kwargs.get("request"), client)
+        entry = _open_send(method, args[0] if args else kwargs.get("request"), transport)
         error: BaseException | None = None
         events = wrapped(*args, **kwargs)
         first = True

@@ -18,10 +18,9 @@ from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 from hopwatch import process as hopwatch_process
-from hopwatch import waits
+from hopwatch import telemetry
 from hopwatch.instrument import a2a_streams, queues
 from hopwatch.process import current, failed
-from hopwatch.telemetry import holder_of
 
 if TYPE_CHECKING:
     from hopwatch.instrument import Patches
@@ -263,7 +262,7 @@ def what_they_wait_on(hop: Entry, timers: Any = None) -> tuple[int, list[tuple[d
         if task is None:
             told.append(({"kind": "unknown", "what": "an event without a consumer", "moves": True}, True))
             continue
-        wait = waits.of_task(task, holder_of=holder_of, timers=timers)
+        wait = telemetry.look_at(task, timers=timers)
         what = f"the SDK's consumer, with {mine} events not processed: {wait.what}"
         told.append(({**wait.as_dict(), "what": what}, wait.moves))
     return count, told

@@ -138,7 +138,7 @@ def what_it_waits_on(delivery: Delivery, timers: waits.Timers | None = None) -> 
     producer = delivery.entry.runner()
     if producer is None:
         return {"kind": "unknown", "what": "the SDK's producer, which is gone", "moves": True}, True
-    closing = waits.of_task(producer, holder_of=telemetry.holder_of, timers=timers)
+    closing = telemetry.look_at(producer, timers=timers)
     sinks = _sinks(delivery)
     if not sinks:
         return closing.as_dict(), True
@@ -166,7 +166,7 @@ def _reader(sink: Any, timers: waits.Timers | None) -> tuple[str, waits.Wait | N
     names_of = [f"{hop.kind} {hop.name} ({hop.id})"] if hop is not None and hop.visible else []
     if task is None or task.done():
         return " ".join(names_of) or "(unknown)", None
-    wait = waits.of_task(task, holder_of=telemetry.holder_of, timers=timers)
+    wait = telemetry.look_at(task, timers=timers)
     return " of ".join([f"'{task.get_name()}'", *names_of]), wait
 
 

@@ -8,7 +8,18 @@ from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type:
 
 from hopwatch import exits, inspect_socket
 from hopwatch import process as hopwatch_process
-from hopwatch.instrument import Patches, deadlocks, ends, jobs, locks, queue_patches, queues, service, tasks
+from hopwatch.instrument import (
+    Patches,
+    deadlocks,
+    ends,
+    jobs,
+    locks,
+    queue_patches,
+    queues,
+    service,
+    tasks,
+    workers,
+)
 from hopwatch.process import failed
 
 if TYPE_CHECKING:
@@ -33,6 +44,7 @@ class AsyncioInstrumentor(BaseInstrumentor):  # type: ignore[misc]
             service.configure(process.settings.service_loops)
             tasks.instrument(patches)
             queue_patches.instrument(patches)
+            workers.instrument()
             locks.instrument(patches, timed=process.settings.detail == "all")
             jobs.instrument(patches)
             ends.instrument(patches)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from asyncio import current_task
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit, urlunsplit
 from weakref import ref
 
 from hopwatch import attributes as names
@@ -36,17 +37,42 @@ class Target:
     A push's URL may be probed first, and a client may fetch a token first: those requests are none of the message's.
     """
 
-    __slots__ = ("_client", "_url")
+    __slots__ = ("_client", "_transport", "_url")
 
-    def __init__(self, client: Any, url: str | None) -> None:
+    def __init__(self, client: Any, url: str | None, transport: Any = None) -> None:
         self._client = ref(client)
         self._url = url
+        try:
+            self._transport = ref(transport) if transport is not None else None
+        except TypeError:  # somebody else's transport, with slots
+            self._transport = None
 
     def is_meant(self, client: Any, request: Any) -> bool:
         """Whether this request is the message."""
         if client is not self._client():
             return False
         return self._url is None or (request.method == "POST" and request.url == type(request.url)(self._url))
+
+    def receiver(self) -> tuple[str | None, str | None]:
+        """The name that the agent card of the receiver gives it, and its URL; None for what is not known."""
+        transport = self._transport() if self._transport is not None else None
+        # Past properties: somebody else's subclass of a transport of the SDK may have some.
+        known = getattr(transport, "__dict__", {})
+        card, url = known.get("agent_card"), self._url or known.get("url")
+        name = getattr(card, "name", None) if type(card).__name__ == "AgentCard" else None
+        return (
+            name[:200] if isinstance(name, str) and name else None,
+            without_secrets(url) if isinstance(url, str) and url else None,
+        )
+
+
+def without_secrets(url: str) -> str | None:
+    """The URL without user, password, query and fragment, at most 300 characters of it; None where it is none."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return None
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))[:300]
 
 
 def _sending(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

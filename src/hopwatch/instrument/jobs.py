@@ -14,10 +14,12 @@ import inspect
 import os
 import threading
 from contextvars import Context
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, Final
 from weakref import ref
 
 from hopwatch import process as hopwatch_process
+from hopwatch import telemetry, waits
 from hopwatch.instrument.service import is_service
 from hopwatch.instrument.tasks import hop_in
 from hopwatch.process import current, failed
@@ -89,6 +91,7 @@ def _submitting(original: Any) -> Any:
             try:
                 entry = _open("job", fn, hop)
                 if entry is not None:
+                    entry.instance_of = ref(future)
                     future.add_done_callback(functools.partial(_job_done, entry))
             except Exception:  # noqa: BLE001
                 failed("submit")
@@ -224,8 +227,55 @@ def look(_: int) -> None:
             entry.finish()
 
 
+def explain(entry: Entry, timers: waits.Timers | None = None) -> tuple[dict[str, Any], bool] | None:
+    """What a job or thread does, or when a timer runs; None for an entry that is none of these.
+
+    All of them move: nobody can tell what a thread waits for.
+    """
+    what, _, name = entry.name.partition(" ")
+    threads = timers.threads if timers is not None else waits.Timers().threads
+    known = _timers.get(id(entry))
+    told: dict[str, Any]
+    if known is not None and known[0] is entry:
+        handle = known[1]()
+        until = waits.when_of(handle) if handle is not None else None
+        told = {"kind": "timer", "moves": True, "what": f"timer `{name}`{waits.clock(until)}"}
+        if until is not None:
+            told["until"] = until
+        told.update(_written_at(handle))
+        return told, True
+    known = _threads.get(id(entry))
+    if known is not None and known[0] is entry:
+        thread = known[1]()
+        job = threads.standing(thread) if thread is not None else None
+    elif what == "job" and entry.kind == "task" and isinstance(entry.instance_of, ref):
+        future = entry.instance_of()
+        job = threads.job(future) if future is not None else None
+    else:
+        return None
+    told = {"kind": "thread", "moves": True, "what": f"{what} `{name}`"}
+    if job is not None:
+        told["what"] += f" {job.words}"
+        told["job"] = job.as_dict()
+    return told, True
+
+
+def _written_at(handle: Any) -> dict[str, Any]:
+    """Where the callback of a timer is written, as the frames of a task are told."""
+    function = getattr(handle, "_callback", None)  # uvloop's handle does not show it
+    function = function.callback if type(function) is _Timed else None
+    while isinstance(function, functools.partial):
+        function = function.func
+    function = getattr(function, "__func__", function)
+    if type(function) is not FunctionType:
+        return {}
+    code = function.__code__
+    return {"file": code.co_filename, "line": code.co_firstlineno, "function": function.__qualname__}
+
+
 def instrument(patches: Patches) -> None:
     """Replace what starts jobs, threads and timers."""
+    telemetry.explain_outside = explain
     patches.replace(concurrent.futures.thread.ThreadPoolExecutor, "submit", _submitting)
     patches.replace(threading.Thread, "start", _starting)
     patches.replace(asyncio.BaseEventLoop, "call_at", _scheduling)

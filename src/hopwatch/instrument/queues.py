@@ -28,7 +28,7 @@ from hopwatch import process as hopwatch_process
 from hopwatch import telemetry, waits
 from hopwatch.ledger import Entry
 from hopwatch.process import current, failed, machinery
-from hopwatch.telemetry import HopSpan, holder_of
+from hopwatch.telemetry import HopSpan
 
 if TYPE_CHECKING:
     from hopwatch.ledger import Ledger, Outcome
@@ -779,7 +779,7 @@ def what_event_waits_on(
         if line is not None and line.consumer is not None:
             consumers.append(line.consumer())
         told: list[waits.Wait] = [
-            telemetry.of_task(task, entry.ledger, timers=timers, rests_on=rests_on)
+            telemetry.look_at(task, ledger=entry.ledger, timers=timers, rests_on=rests_on)
             for task in consumers[:4]
             if task is not None
         ]
@@ -803,7 +803,7 @@ def what_event_waits_on(
     task = entry.runner()
     if task is None:
         return {"kind": "unknown", "what": "its consumer, which is gone", "moves": True}, True
-    wait = telemetry.of_task(task, entry.ledger, timers=timers, rests_on=rests_on)
+    wait = telemetry.look_at(task, ledger=entry.ledger, timers=timers, rests_on=rests_on)
     return {**wait.as_dict(), "what": f"its consumer, without task_done so far: {wait.what}"}, wait.moves
 
 
@@ -827,14 +827,16 @@ def waiting_items(hop: Entry, timers: waits.Timers | None = None) -> list[tuple[
             if consumer is None or (line.quiet and hop.done is None):
                 continue
             task = consumer[0]() if consumer[0] is not None else None
-            wait = waits.of_task(task, holder_of=holder_of, timers=timers) if task is not None else None
+            wait = telemetry.look_at(task, timers=timers) if task is not None else None
             what = "a consumer, without task_done so far" + (f": {wait.what}" if wait is not None else "")
             told = {**(wait.as_dict() if wait is not None else {"kind": "unknown"}), "what": what}
             out.append((told, wait.moves if wait is not None else True))
         inside = sum(1 for each in list(line.inside) if each is hop)
         if inside:
             left -= inside
-            out.append(({"kind": "queue_get", "what": f"{inside} items in a queue", "moves": True}, True))
+            items = f"{inside} items" if inside > 1 else "an item"
+            what = f"{items} in a queue, which nobody has taken"
+            out.append(({"kind": "queue_get", "what": what, "moves": True}, True))
     for others in also_held:
         count, told = others(hop, timers)
         left -= count

@@ -7,6 +7,7 @@ import functools
 import gc
 import os
 import sysconfig
+import threading
 import types
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 FRAMES: Final = 64
 """How many awaitables of one chain are followed."""
+_SENDERS: Final = frozenset({"send", "stream", "_dispatch"})
 
 
 ASYNCIO, CLEAR, APPLICATION, SDK, LIBRARY = range(5)
@@ -259,6 +261,20 @@ def is_anyio_group(frame: Frame) -> bool:
     return frame.function == "TaskGroup.__aexit__" and frame.file.replace("\\", "/").endswith(
         "/anyio/_backends/_asyncio.py"
     )
+
+
+def is_sending(frame: Frame) -> bool:
+    """Tell whether this frame is hopwatch's own, around the sending of a message."""
+    return frame.name in _SENDERS and frame.file.replace("\\", "/").endswith("/hopwatch/instrument/a2a.py")
+
+
+def worker_of_anyio(frame: Frame) -> threading.Thread | None:
+    """Return the thread that does the job which this frame of anyio waits for, if it is that one."""
+    if frame.name != "run_sync_in_worker_thread" or not frame.file.replace("\\", "/").endswith(
+        "/anyio/_backends/_asyncio.py"
+    ):
+        return None
+    return own(frame, threading.Thread)  # type: ignore[no-any-return]
 
 
 @functools.lru_cache(maxsize=4096)

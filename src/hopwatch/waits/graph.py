@@ -439,10 +439,10 @@ class _Graph:
         frames, lost = walk(coroutine_of(task))
         if lost:
             return False
-        if _times_inside(frames, lock) > (task is node.task or self._waits_at(task, lock)):
+        if times_inside(frames, lock) > (task is node.task or self._waits_at(task, lock)):
             return True
         # Taken and released by hand. That a task waits for what it holds itself is then how a lock is used as a signal.
-        if task is node.task or not any("release" in names for names in map(_names_in, frames)):
+        if task is node.task or not any("release" in names for names in map(names_in, frames)):
             return False
         return not self._inside(lock, loop_of(task))  # nobody else is seen to hold it
 
@@ -472,7 +472,7 @@ class _Graph:
     def _times(self, task: Any, lock: Any) -> int:
         """How many `async with` blocks of a lock or semaphore a task is inside of."""
         frames, lost = walk(coroutine_of(task))
-        return 0 if lost else _times_inside(frames, lock) - self._waits_at(task, lock)
+        return 0 if lost else times_inside(frames, lock) - self._waits_at(task, lock)
 
     def _inside(self, lock: Any, loop: Any) -> list[tuple[Any, int]]:
         """Who of all tasks of a loop is inside an `async with` of a lock or semaphore."""
@@ -538,7 +538,7 @@ class _Graph:
         tasks = self._tasks_of(loop_of(node.task))
         if tasks is None or len(tasks) > REFERRING or self._late():
             return None
-        return [task for task in tasks if not has_ended(task) and _refers_to(task, queue)]
+        return [task for task in tasks if not has_ended(task) and refers_to(task, queue)]
 
     # Solving ---------------------------------------------------------------------------------------------------
 
@@ -827,7 +827,8 @@ def _frame_of(awaitable: Any) -> types.FrameType | None:
     return frame
 
 
-def _names_in(frame: Frame) -> tuple[str, ...]:
+def names_in(frame: Frame) -> tuple[str, ...]:
+    """The names of attributes and globals that the code of a frame has; none for asyncio's own."""
     seen = _frame_of(frame.awaitable) if frame.place > CLEAR else None
     return seen.f_code.co_names if seen is not None else ()
 
@@ -839,7 +840,7 @@ _LEAVING: Final = tuple(
 )
 
 
-def _times_inside(frames: list[Frame], lock: Any) -> int:
+def times_inside(frames: list[Frame], lock: Any) -> int:
     """How many `async with` blocks of this lock a chain is inside of, or about to enter: their way out is on the stack."""
     times = 0
     for frame in frames:
@@ -871,7 +872,7 @@ _CLOSED: Final = (
 )  # fmt: skip
 
 
-def _refers_to(task: Any, wanted: Any) -> bool:
+def refers_to(task: Any, wanted: Any) -> bool:
     """Whether a task can reach an object from its frames: by a local or a global, or from there by a few attributes or items."""
     frames, lost = walk(coroutine_of(task))
     if lost:

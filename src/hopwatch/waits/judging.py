@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import sys
 import types
 import weakref
 from dataclasses import replace
@@ -16,6 +18,7 @@ from hopwatch.waits.chain import (
     PASSIVE,
     Frame,
     is_anyio_group,
+    is_sending,
     own,
     package_of,
     place_of,
@@ -23,7 +26,9 @@ from hopwatch.waits.chain import (
     split,
     told,
     walk,
+    worker_of_anyio,
 )
+from hopwatch.waits.facts import Job, Queue
 from hopwatch.waits.objects import (
     FUTURES,
     GATHERING,
@@ -38,18 +43,21 @@ from hopwatch.waits.objects import (
     is_a,
     is_pending,
     loop_of,
+    module_of,
     raw_referents,
     referents,
     task_name,
     type_name,
     waits_for,
 )
-from hopwatch.waits.timers import Timers, clock, hidden_timer, timer_in, unix
-from hopwatch.waits.wait import ENDED, MOVING, PHRASES, RUNNING, UNREADABLE, Wait, peer_of, words_for
+from hopwatch.waits.sockets import wanted
+from hopwatch.waits.timers import Timers, clock, delay_of, hidden_timer, timer_in, unix
+from hopwatch.waits.wait import ENDED, MOVING, PHRASES, RUNNING, UNREADABLE, Wait, words_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
+    from hopwatch.waits.facts import Send
     from hopwatch.waits.wait import Across, Kind
 
     Holders = asyncio.Task[Any] | Collection[asyncio.Task[Any]] | None
@@ -62,12 +70,18 @@ DEPTH: Final = 32
 LISTED: Final = 16
 ABOVE: Final = 128
 """How many tasks that await one whose answer is owed are asked for a deadline; beyond it, doubt."""
+SORTED: Final = 256
+"""How many tasks of a set are told in the order of their names."""
+NAMED: Final = 4
+"""How many tasks a phrase names."""
 
 
 def of_task(
     task: asyncio.Task[Any],
     *,
     holder_of: HolderOf | None = None,
+    working_on: Callable[[object], Collection[Any] | None] | None = None,
+    send_of: Callable[[object], Send | None] | None = None,
     made_in: str | None = None,
     timers: Timers | None = None,
     across: Across | None = None,
@@ -80,6 +94,9 @@ def of_task(
         holder_of: Tells which task holds a lock or semaphore, or None if that is not known; for a semaphore it may be a
             list, tuple or set of all who hold it, of whom one that moves is enough. A lock whose holder is not known is
             passive.
+        working_on: Tells which tasks took an item from a queue and have not called `task_done` for it, or None if that is
+            not known. It may be asked about any queue; who is not known may stand as None in what it returns.
+        send_of: Tells which message to another agent a task is in the middle of sending, if any.
         made_in: The file that made the task, if known. It decides for a task that runs asyncio's own coroutine and
             nothing else, such as `create_task(queue.join())` in the A2A SDK, which else would be in doubt.
         timers: What the questions of one tick share, so that each loop's timers are read once for all of them.
@@ -88,7 +105,7 @@ def of_task(
             Each wait is a future of its own: the same references a second time mean that nobody moved between.
     """
     try:
-        look = _Look(holder_of, timers, across)
+        look = _Look(holder_of, timers, working_on, send_of, across)
         wait = look.at_task(task, LIBRARY if made_in is None else place_of(made_in))
         if wait.asks or not wait.moves:
             wait = look.confirmed(wait)
@@ -133,23 +150,11 @@ def _told(wait: Wait, task: object, frames: list[Frame]) -> Wait:
     if frames and frames[-1].closed:
         last = frames[-1]
         what = f"{what}; its coroutine is closed, and all that is left is that it was written at {last.file}:{last.line}"
-    return Wait(
-        wait.kind,
-        wait.moves,
-        what,
-        file,
-        line,
-        function,
-        task_name(task),
-        wait.until,
-        wait.peer,
-        wait.holder,
-        wait.of,
-        told(frames) + wait.chain,
-        wait.asks,
-        wait.expires,
-        wait.holder_hop,
-    )
+    return Wait(  # `replace` takes twice as long
+        wait.kind, wait.moves, what, file, line, function, task_name(task), wait.until, wait.peer, wait.holder,
+        wait.of, told(frames) + wait.chain, wait.asks, wait.expires, wait.holder_hop, wait.holders, wait.seconds,
+        wait.queue, wait.job, wait.send,
+    )  # fmt: skip
 
 
 def asked(waits: Collection[Wait]) -> tuple[tuple[str, ...], float | None]:
@@ -167,8 +172,17 @@ def asked(waits: Collection[Wait]) -> tuple[tuple[str, ...], float | None]:
 class _Look:
     """One question and what it has seen so far."""
 
-    def __init__(self, holder_of: HolderOf | None, timers: Timers | None, across: Across | None) -> None:
+    def __init__(
+        self,
+        holder_of: HolderOf | None,
+        timers: Timers | None,
+        working_on: Callable[[object], Collection[Any] | None] | None,
+        send_of: Callable[[object], Send | None] | None,
+        across: Across | None,
+    ) -> None:
         self.holder_of = holder_of
+        self.working_on = working_on
+        self.send_of = send_of
         self.across = across
         self.timers = timers or Timers()
         self.answers: dict[int, Wait | None] = {}  # None: still being asked, so coming back to it is a cycle
@@ -233,7 +247,15 @@ class _Look:
         if when is None and (wait.asks or not wait.moves):
             handles = self.timers.of(loop_of(task))
             when = handles.ending((id(task),))[1] if handles.complete else hidden_timer(frames, task)
-        return _told(wait if when is None else _bounded(wait, when), task, frames)
+        wait = wait if when is None else _bounded(wait, when)
+        return _told(self._sending(wait, task, frames), task, frames)
+
+    def _sending(self, wait: Wait, task: object, frames: list[Frame]) -> Wait:
+        """Say to whom a message is under way that the task waits for; it may have a stream open and wait for something else."""
+        if self.send_of is None or not any(is_sending(frame) for frame in frames):
+            return wait
+        send = self.send_of(task)
+        return wait if send is None else replace(wait, what=f"{send.words}: {wait.what}", send=send)
 
     def _inner(
         self,
@@ -258,44 +280,57 @@ class _Look:
             if inner is not None:
                 return inner
         if kind == "socket" or (decisive is not None and _is_socket(decisive)):
-            peer = peer_of([*tail, decisive] if decisive else tail)
-            what = f"data from {peer}" if peer else "a socket"
-            if at is not None and at.file.endswith("subprocess.py"):
-                what = "a process"
+            what, peer = wanted([*tail, decisive] if decisive else tail, at)
             return Wait("socket", moves=True, what=what, peer=peer)
         if decisive is not None and kind is None and is_anyio_group(decisive):
             group = next(
                 (t for t in referents(decisive.awaitable) if type_name(type(t)) == "TaskGroup"), None
             )
             return self.at_many("task_group", field_of(group, "_tasks"), place, depth)
+        worker = worker_of_anyio(decisive) if decisive is not None and kind is None else None
+        if worker is not None:
+            return _of_job(self.timers.threads.standing(worker))
         if at is None or kind == "thread":
             return self.at_future(future, place, depth, decisive if not tail else None)
         if kind == "sleep":
-            return Wait("sleep", moves=True, what=PHRASES["sleep"])
+            seconds = delay_of(at)
+            what = PHRASES["sleep"] if seconds is None else f"{PHRASES['sleep']}({seconds:g})"
+            return Wait("sleep", moves=True, what=what, seconds=seconds)
         if kind == "wait":
             return self.at_many(kind, awaited_set(at, frames), place, depth)
         if kind == "task_group":
             return self.at_many(
                 kind, field_of(own(at, TASK_GROUP), "_tasks") if TASK_GROUP else None, place, depth
             )
-        return self._at_primitive(kind or "unknown", at, decisive, place, depth)
+        return self._at_primitive(kind or "unknown", [at, *tail], decisive, place, depth)
 
-    def _at_primitive(self, kind: Kind, at: Frame, decisive: Frame | None, place: int, depth: int) -> Wait:
+    def _at_primitive(
+        self, kind: Kind, tail: list[Frame], decisive: Frame | None, place: int, depth: int
+    ) -> Wait:
         classes = (
-            asyncio.Queue
+            _queue_classes()
             if kind.startswith("queue")
             else tuple(cls for cls, sort in LOCKS if cls and sort == kind)
         )
-        owner = own(at, classes) if classes else None
+        # A queue of culsans is behind a proxy, so that only a frame further in has it.
+        looked = tail if kind.startswith("queue") else tail[:1]
+        owner = (
+            next((found for frame in looked if (found := own(frame, classes)) is not None), None)
+            if classes
+            else None
+        )
         if owner is not None:
             self.owners.append(owner)
         words = words_for(decisive, kind) if decisive is not None and place in PASSIVE else None
         label = f" `{words}`" if words else f" 0x{id(owner):x}" if owner is not None else ""
         what = PHRASES.get(kind, "something").format(label)
+        queue = self._queue(owner) if kind.startswith("queue") and owner is not None else None
+        if queue is not None and queue.words:
+            what += f" ({queue.words})"
         if place not in PASSIVE:
-            return Wait(kind, moves=True, what=f"{what}{_inside(decisive)}")
+            return Wait(kind, moves=True, what=f"{what}{_inside(decisive)}", queue=queue)
         if kind not in ("lock", "semaphore"):
-            return Wait(kind, moves=kind in MOVING, what=what)
+            return Wait(kind, moves=kind in MOVING, what=what, queue=queue)
         if kind == "lock" and owner is not None and field_of(owner, "_locked") is False:
             return Wait(kind, moves=True, what=f"{what}, which is changing hands")
         holders = self._holders(owner)
@@ -305,6 +340,7 @@ class _Look:
             len(holders) > 3
         )
         name, many = task_name(holders[0]), "s" * (len(holders) > 1)
+        everybody = tuple(task_name(holder) or "a task" for holder in holders[:LISTED])
         alive = [holder for holder in holders if not has_ended(holder)]
         if not alive:
             ended = "has ended" if not many else "have ended"
@@ -313,6 +349,7 @@ class _Look:
                 moves=False,
                 what=f"{what}, never released by task{many} {names}, which {ended}",
                 holder=name,
+                holders=everybody,
             )
         held = tuple(self.at_task(holder, place, depth + 1) for holder in alive[:LISTED])
         moves = any(wait.moves for wait in held) or len(alive) > LISTED
@@ -327,6 +364,23 @@ class _Look:
             asks=asks,
             expires=expires,
             holder_hop=hop,
+            holders=everybody,
+        )
+
+    def _queue(self, queue: object) -> Queue:
+        """Tell how full a queue is, and who took items from it without `task_done`."""
+        inside = field_of(queue, "_queue")
+        if inside is None:
+            inside = field_of(queue, "_Queue__data")  # culsans
+        takers = self.working_on(queue) if self.working_on is not None else None
+        return Queue(
+            f"{id(queue):#x}",
+            len(inside) if module_of(type(inside)) in ("collections", "builtins") else None,
+            field_of(queue, "_maxsize"),
+            field_of(queue, "_unfinished_tasks"),
+            None
+            if takers is None
+            else tuple(task_name(one) if one is not None else None for one in [*takers][:LISTED]),
         )
 
     def _holders(self, owner: object) -> list[Any]:
@@ -368,12 +422,10 @@ class _Look:
                 continue
             name = callback.__qualname__
             if name == "_chain_future.<locals>._call_check_cancel":
-                return Wait("thread", moves=True, what=PHRASES["thread"])
+                return self._job(_closed_in(callback, "source"), place, depth)
             if name == "shield.<locals>._outer_done_callback":
                 # By its name, for from 3.14 the task that awaits the shield is closed over as well.
-                inner = dict(zip(callback.__code__.co_freevars, cells_of(callback), strict=False)).get(
-                    "inner"
-                )
+                inner = _closed_in(callback, "inner")
                 if not is_a(inner, FUTURES) or inner is future:
                     return Wait("unknown", moves=True, what="something shielded")
                 wait = self.at_future(inner, place, depth + 1)
@@ -386,11 +438,31 @@ class _Look:
             what=what if place in PASSIVE else f"{what}{_inside(frame)}",
         )
 
+    def _job(self, source: object, place: int, depth: int) -> Wait:
+        """Judge a future of `concurrent.futures`: a job of a thread or process, or a task of a loop in another thread."""
+        if not is_a(source, concurrent.futures.Future):
+            return Wait("thread", moves=True, what=PHRASES["thread"])
+        for callback in (field_of(source, "_done_callbacks") or ())[:8]:
+            if (
+                type(callback) is types.FunctionType
+                and callback.__qualname__ == "_chain_future.<locals>._call_check_cancel"
+            ):
+                task = _closed_in(callback, "source")
+                if is_a(task, TASK_TYPES):  # of `run_coroutine_threadsafe`
+                    other = self.at_task(task, place, depth + 1)
+                    what = f"task '{task_name(task)}' of another thread's loop"
+                    return Wait("thread", moves=True, what=what, of=(other,))
+        return _of_job(self.timers.threads.job(source))
+
     def at_many(self, kind: Kind, awaited: object, place: int, depth: int) -> Wait:
         """Judge a set of tasks and futures, any of which can end the wait or bring its end nearer."""
         if type(awaited) not in (set, frozenset, list, tuple):
             return Wait(kind, moves=True, what=f"{PHRASES[kind]} that could not be read")
         pending = [one for one in list(awaited) if not has_ended(one)]  # type: ignore[call-overload]
+        if (
+            type(awaited) in (set, frozenset) and len(pending) <= SORTED
+        ):  # in an order that people can follow, and that stays
+            pending.sort(key=_by_name)
         listed: list[Wait] = []
         seen: list[Wait] = []
         moves = not pending
@@ -407,7 +479,9 @@ class _Look:
             if len(listed) < LISTED:
                 listed.append(wait)
         things = "task" if all(is_a(one, TASK_TYPES) for one in pending) else "future"
-        what = f"{len(pending)} {things}{'s' * (len(pending) != 1)} ({kind.replace('_', ' ')})"
+        what = (
+            f"{len(pending)} {things}{'s' * (len(pending) != 1)} ({kind.replace('_', ' ')}){_named(pending)}"
+        )
         asks, expires = asked(seen) if pending and len(seen) == len(pending) else ((), None)
         return Wait(kind, moves=moves, what=what, of=tuple(listed), asks=asks, expires=expires)
 
@@ -478,6 +552,37 @@ class _Look:
                 elif lost:
                     return replace(wait, asks=(), expires=None)
         return wait
+
+
+def _queue_classes() -> tuple[Any, ...]:
+    culsans = getattr(sys.modules.get("culsans"), "Queue", None)  # the SDK's before Python 3.13
+    return (asyncio.Queue,) if culsans is None else (asyncio.Queue, culsans)
+
+
+def _named(pending: list[Any]) -> str:
+    """Return the names of the first tasks."""
+    listed = [f"'{task_name(one)}'" for one in pending[:NAMED] if is_a(one, TASK_TYPES)]
+    if not listed:
+        return ""
+    if len(pending) > len(listed):
+        listed.append(f"{len(pending) - len(listed)} more")
+    return ": " + (" and ".join([", ".join(listed[:-1]), listed[-1]]) if len(listed) > 1 else listed[0])
+
+
+def _by_name(task: object) -> tuple[str, int, str]:
+    """A key by which 'Task-9' comes before 'Task-10'."""
+    name = (task_name(task) if is_a(task, TASK_TYPES) else None) or ""
+    stem = name.rstrip("0123456789")
+    number = name[len(stem) :]
+    return stem, int(number) if number and number.isascii() and len(number) < 20 else -1, name
+
+
+def _of_job(job: Job) -> Wait:
+    return Wait("thread", moves=True, what=f"a job {job.words}", job=job)
+
+
+def _closed_in(function: Any, name: str) -> Any:
+    return dict(zip(function.__code__.co_freevars, cells_of(function), strict=False)).get(name)
 
 
 def _is_socket(frame: Frame) -> bool:

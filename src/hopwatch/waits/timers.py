@@ -27,6 +27,7 @@ from hopwatch.waits.objects import (
     referents,
     type_name,
 )
+from hopwatch.waits.threads import Threads
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -46,10 +47,14 @@ class Timers:
     timer that is made meanwhile is seen; one that fires meanwhile counts as about to fire. It is for one thread.
     """
 
-    __slots__ = ("_loops",)
+    __slots__ = ("_loops", "shared", "threads")
 
     def __init__(self) -> None:
         self._loops: dict[int, HandlesOfLoop] = {}
+        self.threads = Threads()
+        """What the threads do, read once as well."""
+        self.shared: dict[str, Any] = {}
+        """What else who asks wants to find out only once a tick."""
 
     def of(self, loop: object) -> HandlesOfLoop:
         """Return what is known of a loop's handles; they are read when a loop is first asked for."""
@@ -201,12 +206,49 @@ def unix(when: float) -> float | None:
     # The clock of asyncio's and uvloop's loops is `time.monotonic`; a loop with another would have to be asked, and
     # that is code of the application.
     left = when - time.monotonic()
-    return time.time() + left if -3600 < left < 1e9 else None
+    # To a hundredth: the two clocks are read one after the other, and what has not changed has to read the same.
+    return round(time.time() + left, 2) if -3600 < left < 1e9 else None
 
 
 def clock(until: float | None) -> str:
     """Return the words for a time in Unix seconds."""
-    return f" until {time.strftime('%H:%M:%S', time.gmtime(until))}Z" if until is not None else ""
+    if until is None:
+        return ""
+    form = "%H:%M:%SZ" if until - time.time() < 43_200 else "%Y-%m-%dT%H:%M:%SZ"
+    return f" until {time.strftime(form, time.gmtime(until))}"
+
+
+def delay_of(frame: Frame) -> float | None:
+    """Return the seconds that `asyncio.sleep` was called with: its first local that is a number."""
+    return next(
+        (float(thing) for thing in raw_referents(frame.awaitable) if type(thing) in (int, float)), None
+    )
+
+
+def with_times(told: dict[str, Any], now: float | None = None) -> dict[str, Any]:
+    """Return a wait as it was told (`Wait.as_dict`) with how long it lasts still, and has lasted.
+
+    Apart from that form, for these change all the time: `left` beside each `until`, and `age` beside each `since`.
+
+    Args:
+        told: The wait.
+        now: Unix seconds; by default the present.
+    """
+    now = time.time() if now is None else now
+    out = dict(told)
+    if "until" in told:
+        out["left"] = round(max(0.0, told["until"] - now), 1)
+    if "send" in told:
+        out["send"] = {**told["send"], "age": round(max(0.0, now - told["send"]["since"]), 1)}
+    if "of" in told:
+        out["of"] = [with_times(each, now) for each in told["of"]]
+    return out
+
+
+def when_of(handle: object) -> float | None:
+    """Return when a timer of a loop will fire, in Unix seconds; None if it is no timer or will not."""
+    when = _when(handle)
+    return None if when is None else unix(when)
 
 
 def timer_in(frames: list[Frame], task: object) -> float | None:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import dis
 import types
 import weakref
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
-from hopwatch.waits.objects import field_of, is_a, module_of, referents, type_name
-
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from hopwatch.waits.chain import Frame
+    from hopwatch.waits.facts import Job, Queue, Send
 
 Kind = Literal[
     "running", "future", "event", "lock", "semaphore", "condition", "barrier", "queue_get", "queue_put", "queue_join",
-    "sleep", "socket", "thread", "task", "gather", "wait", "task_group", "call", "unknown",
+    "sleep", "timer", "socket", "thread", "task", "gather", "wait", "task_group", "call", "unknown",
 ]  # fmt: skip
 
 
@@ -55,6 +53,11 @@ class Wait:
             where it does not move, or where anything else could end it.
         expires: When a timer ends any of what `asks` rests on, in Unix seconds.
         holder_hop: Id of the hop that the task works for which holds the lock.
+        holders: Names of all tasks that hold the lock or semaphore, as far as they are known; at most 16.
+        seconds: How long the sleep lasts from its beginning.
+        queue: The queue at which it waits.
+        job: What the thread does that it waits for.
+        send: The message that is under way.
     """
 
     kind: Kind
@@ -72,22 +75,31 @@ class Wait:
     asks: tuple[str, ...] = ()
     expires: float | None = None
     holder_hop: str | None = None
+    holders: tuple[str, ...] = ()
+    seconds: float | None = None
+    queue: Queue | None = None
+    job: Job | None = None
+    send: Send | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return it ready for JSON, without what is not known."""
         told: dict[str, Any] = {"kind": self.kind, "moves": self.moves, "what": self.what}
-        for field in fields(self)[3:]:
-            value = getattr(self, field.name)
-            if field.name == "of":
+        for name in _OPTIONAL:
+            value = getattr(self, name)
+            if value is None or value == ():
+                continue
+            if name == "of":
                 value = [child.as_dict() for child in value]
-            elif field.name == "chain" or field.name == "asks":
+            elif name in ("chain", "asks", "holders"):
                 value = list(value)
-            if value is not None and value != []:
-                told[field.name] = value
+            elif name in ("queue", "job", "send"):
+                value = value.as_dict()
+            told[name] = value
         return told
 
 
-MOVING: Final = frozenset({"running", "sleep", "socket", "thread", "call", "unknown"})
+_OPTIONAL: Final = tuple(field.name for field in fields(Wait))[3:]
+MOVING: Final = frozenset({"running", "sleep", "timer", "socket", "thread", "call", "unknown"})
 
 PHRASES: Final[dict[str, str]] = {
     "future": "a future{} that nobody has set",
@@ -100,6 +112,7 @@ PHRASES: Final[dict[str, str]] = {
     "queue_put": "room in queue{}",
     "queue_join": "queue{} to be worked off",
     "sleep": "asyncio.sleep",
+    "timer": "a timer",
     "socket": "a socket",
     "thread": "a thread",
     "task": "a task",
@@ -201,31 +214,4 @@ def _expression(read: list[dis.Instruction], index: int) -> str | None:
         else:
             return None
         index -= 1
-    return None
-
-
-def peer_of(frames: Iterable[Frame]) -> str | None:
-    """Return `host:port` of the first socket that a stream or transport among the locals of `frames` has."""
-    for frame in frames:
-        for thing in referents(frame.awaitable):
-            transport = thing
-            if (
-                is_a(thing, (asyncio.StreamReader, asyncio.StreamWriter))
-                or type_name(type(thing)) == "SocketStream"
-            ):
-                transport = field_of(thing, "_transport")
-            module = module_of(type(transport))
-            if not is_a(transport, asyncio.BaseTransport) and module != "uvloop.loop":
-                continue
-            if not module.startswith(("asyncio.", "uvloop.")):
-                continue
-            try:
-                name = transport.get_extra_info("peername")
-            except Exception:  # noqa: BLE001, S112  (uvloop raises where the transport has been closed)
-                continue
-            if type(name) is tuple and len(name) >= 2:
-                host = f"[{name[0]}]" if ":" in str(name[0]) else name[0]
-                return f"{host}:{name[1]}"
-            if type(name) is str and name:
-                return name
     return None
