@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from hopwatch import waits
@@ -181,6 +181,7 @@ HURRY = settings(
 
 @HURRY
 @given(programs(STEPS))
+@example([[], [], [], [("lock", 0), ("lock", 0)], [("hurry", 0)]])
 def test_what_is_called_a_deadlock_can_never_go_on(program):
     named, behind, frozen = played(program)
     assert all(each <= frozen for each in named)

@@ -71,8 +71,9 @@ def test_a_blocking_send_names_the_agent_its_url_and_since_when(binding, path):
             since = round(send.started / 1e9, 2)
             where = url.removeprefix("http://")
             assert (told["kind"], told["moves"], told["peer"]) == ("socket", True, where)
+            # The story itself has a deadline, which would cancel the send.
             assert told["what"] == (
-                f"SendMessage to agent at {url}{path} since {clock(since)}: data from {where}"
+                f"SendMessage to agent at {url}{path} since {clock(since)}: data from {where} until {clock(told['until'])}"
             )
             assert told["send"] == {
                 "method": "SendMessage", "since": since, "agent": "agent", "url": f"{url}{path}",
@@ -140,7 +141,7 @@ def test_a_child_of_a_gather_that_sends_is_told_with_its_agent():
             task = asyncio.create_task(delegates(), name="asks")
             await stage.begun.wait()
             told = await told_of(task, lambda told: told.get("of") and "send" in told["of"][0])
-            assert told["what"] == "1 task (gather): 'delegation'"
+            assert told["what"] == f"1 task (gather): 'delegation' until {clock(told['until'])}"
             assert told["of"][0]["send"]["url"] == f"{url}/"
             stage.go_on.set()
             await task

@@ -681,16 +681,21 @@ class _Graph:
         return Deadlock(edges, len(nodes), self._behind({*cycle}, stuck), waits)
 
     def _behind(self, cycle: set[int], stuck: set[int]) -> tuple[weakref.ref[Any], ...]:
-        """The tasks that need one of a cycle, directly or through others."""
+        """The tasks that need one of a cycle, directly or through others, and whose wait no timer ends."""
         needed_by: dict[int, list[int]] = {}
         for key in stuck:
             for each in self._below(key, stuck):
                 needed_by.setdefault(each, []).append(key)
-        reached = set(cycle)
+        reached, bounded = set(cycle), set[int]()
         todo = [*cycle]
         while todo:
             for each in needed_by.get(todo.pop(), ()):
-                if each not in reached:
+                if each not in reached and each not in bounded:
+                    if self._late():
+                        break
+                    if self._is_bounded(self.nodes[each]):
+                        bounded.add(each)
+                        continue
                     reached.add(each)
                     todo.append(each)
         return tuple(weakref.ref(self.nodes[key].task) for key in reached - cycle)

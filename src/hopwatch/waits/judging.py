@@ -622,13 +622,15 @@ def _bounded(wait: Wait, when: float) -> Wait:
     asks, expires = (wait.asks, until) if until is not None else ((), None)
     if expires is not None and wait.expires is not None:
         expires = min(expires, wait.expires)
+    what = wait.what
     if until is not None and wait.until is not None:
+        what = what.removesuffix(clock(wait.until))
         until = min(until, wait.until)
     return replace(
         wait,
         moves=True,
         until=until,
-        what=f"{wait.what}{clock(until)}",
+        what=f"{what}{clock(until)}",
         asks=asks,
         expires=expires if asks else None,
     )
