@@ -100,6 +100,15 @@ def _folder(value: str) -> str:
     return path
 
 
+def _trace_url(value: str) -> str:
+    from hopwatch.collector.pages import parse_trace_url  # noqa: PLC0415 - heavy, and only `serve` needs it
+
+    try:
+        return parse_trace_url(value)
+    except ValueError as error:
+        raise click.BadParameter(f"{error}.") from None
+
+
 def _address(value: str) -> str:
     try:
         return checked_url(value)
@@ -181,6 +190,13 @@ def hopwatch() -> None:
     metavar="DIR|off",
     help="Where this host's agents keep their black boxes; by default as theirs.",
 )
+@click.option(
+    "--trace-url",
+    type=_trace_url,
+    metavar="URL",
+    envvar="HOPWATCH_TRACE_URL",
+    help="Where traces are to be seen, with {trace} and perhaps {span} in it: the page links there.",
+)
 def serve(
     *,
     host: str,
@@ -190,8 +206,9 @@ def serve(
     retain: float,
     max_size: int,
     blackbox: str | None,
+    trace_url: str | None,
 ) -> None:
-    """Run a collector: OTLP in, verdicts out."""
+    """Run a collector: OTLP in, verdicts out, and a live page at `/`."""
     from hopwatch.collector.serve import ServeError  # noqa: PLC0415 - heavy, and only this command needs it
     from hopwatch.collector.serve import serve as collect  # noqa: PLC0415
 
@@ -204,6 +221,7 @@ def serve(
             retain=retain,
             max_size=max_size,
             blackbox=_blackbox(blackbox),
+            trace_url=trace_url,
         )
     except ServeError as error:
         raise click.ClickException(str(error)) from None

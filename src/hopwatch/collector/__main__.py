@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from hopwatch.collector import serve as running
+from hopwatch.collector.pages import parse_trace_url
 
 
 @click.command()
@@ -15,17 +16,26 @@ from hopwatch.collector import serve as running
 @click.option("--retain", default=running.RETAIN, show_default=True, help="As 7d, 12h, 30m, 45s.")
 @click.option("--max-size", default="2G", show_default=True, help="As 500M, 2G.")
 @click.option("--blackbox", metavar="DIR|off", help="Where this host's agents keep their black boxes.")
+@click.option("--trace-url", metavar="URL", help="Where traces are to be seen, with {trace} in it.")
 def main(
-    host: str, port: int, grpc_port: int, store: str | None, retain: str, max_size: str, blackbox: str | None
+    host: str,
+    port: int,
+    grpc_port: int,
+    store: str | None,
+    retain: str,
+    max_size: str,
+    blackbox: str | None,
+    trace_url: str | None,
 ) -> None:
     """Run a collector."""
     try:
         kept, size = running.parse_duration(retain), running.parse_size(max_size)
         folder = running.parse_blackbox(blackbox)
+        template = None if trace_url is None else parse_trace_url(trace_url)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     try:
-        running.serve(host, port, grpc_port, store, kept, size, folder)
+        running.serve(host, port, grpc_port, store, kept, size, folder, trace_url=template)
     except running.ServeError as error:
         raise click.ClickException(str(error)) from None
 

@@ -107,7 +107,7 @@ class Api:
         if isinstance(limit, Response):
             return limit
         verdicts: frozenset[Name] = frozenset(wanted)  # type: ignore[arg-type]
-        return json_response({"cascades": [_listed(row) for row in self._judge.listed(verdicts, limit)]})
+        return json_response({"cascades": [row_object(row) for row in self._judge.listed(verdicts, limit)]})
 
     def cascade(self, request: Request) -> Response:
         """`GET /api/cascades/{id}`: one cascade with everything that is known of it."""
@@ -164,10 +164,15 @@ class Api:
 
 def cascade_object(snapshot: Snapshot, verdict: Verdict, now: int) -> dict[str, Any]:
     """One cascade as the API gives it."""
-    row = snapshot.row
     hops = sorted(snapshot.hops.values(), key=lambda hop: (hop.started, hop.id))
+    return {**cascade_head(snapshot, verdict, now), "hops": [hop_object(hop) for hop in hops]}
+
+
+def cascade_head(snapshot: Snapshot, verdict: Verdict, now: int) -> dict[str, Any]:
+    """The same without the hops."""
+    row = snapshot.row
     agents: dict[str, Agent] = {}
-    for hop in hops:
+    for hop in sorted(snapshot.hops.values(), key=lambda hop: (hop.started, hop.id)):
         known = agents.get(hop.instance)
         if known is None:
             agents[hop.instance] = snapshot.agents.get(hop.instance) or Agent(
@@ -185,7 +190,6 @@ def cascade_object(snapshot: Snapshot, verdict: Verdict, now: int) -> dict[str, 
         "missing": [_missing(each) for each in verdict.missing],
         "opaque": verdict.opaque,
         "agents": [agent_object(agent, now) for agent in agents.values()],
-        "hops": [hop_object(hop) for hop in hops],
     }
 
 
@@ -259,7 +263,8 @@ def _missing(missing: Missing) -> dict[str, Any]:
     }
 
 
-def _listed(row: Row) -> dict[str, Any]:
+def row_object(row: Row) -> dict[str, Any]:
+    """One cascade as a list gives it."""
     return {
         "cascade": row.cascade,
         "verdict": row.verdict,

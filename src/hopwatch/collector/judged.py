@@ -77,6 +77,20 @@ class Judge:
         self._store.remember(remembered)
         return out
 
+    def numbered(self, number: int) -> Row | None:
+        """The one cascade that has that number in the store, with its verdict; None where there is none any more."""
+        found = self._store.rows(number + 1, 1)
+        if not found or found[0].number != number:
+            return None
+        (row,) = found
+        if row.verdict is None:
+            agents = {agent.instance: agent for agent, _ in self._store.agents()}
+            remembered: list[Remembered] = []
+            if not self._judge(row, agents, remembered):
+                return None
+            self._store.remember(remembered)
+        return row
+
     def _judge(self, row: Row, agents: Mapping[str, Agent], remembered: list[Remembered]) -> bool:
         """Fill in a row's verdict; returns False where the cascade has gone meanwhile."""
         now = self._clock()

@@ -21,6 +21,8 @@ from starlette.exceptions import HTTPException
 from hopwatch.blackbox import BoxError, checked_folder
 from hopwatch.collector.api import Api, on_failure, on_http_error
 from hopwatch.collector.judged import Judge
+from hopwatch.collector.live import Live, Observed
+from hopwatch.collector.pages import Pages
 from hopwatch.collector.reaper import Reaper
 from hopwatch.collector.receiver import GrpcReceiver, HttpReceiver
 from hopwatch.collector.store import StoreError
@@ -28,7 +30,9 @@ from hopwatch.collector.store.sqlite import SqliteStore
 from hopwatch.process import read_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
+
+    from starlette.routing import Route
 
     from hopwatch.collector.store import Store
 
@@ -114,6 +118,7 @@ class Collector:
         retain: seconds that a cascade is kept after its last record.
         max_size: bytes that the store may grow to.
         blackbox: the folder of the black boxes of this host's agents, which this collector alone looks into; None for none.
+        trace_url: where a trace is to be seen, with `{trace}` and perhaps `{span}` in it; None for no links.
 
     Raises:
         ServeError: a port is taken, the host is no address of this machine, or the store or the folder cannot be used.
@@ -129,6 +134,7 @@ class Collector:
         retain: float = 7 * 86_400,
         max_size: int = MAX_SIZE,
         blackbox: str | None = None,
+        trace_url: str | None = None,
     ) -> None:
         self.host = host
         if blackbox is not None:
@@ -146,6 +152,9 @@ class Collector:
             raise ServeError(str(error)) from None
         self.location = str(location)
         self.port = int(self._socket.getsockname()[1])
+        judge = Judge(self._store)
+        live = Live(self._store, judge)
+        self._store = Observed(self._store, live.changed)
         self._grpc = GrpcReceiver(self._store)
         try:
             self.grpc_port = self._grpc.listen(host, grpc_port)
@@ -157,7 +166,7 @@ class Collector:
         self._reaper = Reaper(self._store, blackbox) if blackbox is not None else None
         self._server = _Server(
             uvicorn.Config(
-                application(self._store),
+                application(self._store, judge, [*live.routes(), *Pages(trace_url).routes()]),
                 log_config=None,
                 access_log=False,
                 lifespan="off",
@@ -169,6 +178,7 @@ class Collector:
                 h11_max_incomplete_event_size=64 * 1024,
             )
         )
+        self._server.leaving = live.close
 
     @property
     def url(self) -> str:
@@ -210,6 +220,8 @@ def serve(
     retain: float = 7 * 86_400,
     max_size: int = MAX_SIZE,
     blackbox: str | None = None,
+    *,
+    trace_url: str | None = None,
 ) -> None:
     """Run a collector until SIGINT or SIGTERM. One line on stdout says when it is ready, and where.
 
@@ -217,18 +229,19 @@ def serve(
         ServeError: as of `Collector`.
     """
     collector = Collector(
-        host, port, grpc_port, store=store, retain=retain, max_size=max_size, blackbox=blackbox
-    )
+        host, port, grpc_port, store=store, retain=retain, max_size=max_size, blackbox=blackbox,
+        trace_url=trace_url,
+    )  # fmt: skip
     # Hops are many, live long and hold no cycles: looking through all of them often is time lost.
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
     collector.run(ready=lambda: print(collector.ready_line, flush=True))  # noqa: T201 - this is its output
 
 
-def application(store: Store) -> Starlette:
-    """The HTTP side, over any store."""
+def application(store: Store, judge: Judge | None = None, more: Sequence[Route] = ()) -> Starlette:
+    """The HTTP side, over any store, with further routes."""
     handlers: dict[Any, Any] = {HTTPException: on_http_error, Exception: on_failure}
-    routes = [*HttpReceiver(store).routes(), *Api(store, Judge(store)).routes()]
+    routes = [*HttpReceiver(store).routes(), *Api(store, judge or Judge(store)).routes(), *more]
     return Starlette(routes=routes, exception_handlers=handlers)
 
 
@@ -236,6 +249,13 @@ class _Server(uvicorn.Server):
     """uvicorn, which tells when it is ready, and after a signal returns instead of dying by it."""
 
     ready: Callable[[], None] | None = None
+    leaving: Callable[[], None] | None = None
+    """Ends what would go on for ever: without it a stop would wait until such requests are cancelled."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self.leaving is not None:
+            self.leaving()
+        await super().shutdown(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
