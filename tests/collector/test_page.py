@@ -75,7 +75,7 @@ def test_a_cascade_is_listed_and_drawn_with_its_verdict(page, running, verdict):
     row.locator(f".badge[data-verdict={verdict}]").wait_for()
     known = running.get(f"/api/cascades/{cascade}")
     assert known["verdict"] == verdict
-    assert known["reason"][:60] in row.locator(".reason").inner_text()
+    wait_for(lambda: known["reason"][:60] in row.locator(".reason").inner_text())
     assert "planner, worker" in row.locator(".agents").inner_text()
     row.locator("a").click()
     it.locator(f"h1 .badge[data-verdict={verdict}]").wait_for()
@@ -106,8 +106,8 @@ def test_a_hop_of_a_process_that_is_silent_stops_growing_and_says_since_when(pag
     tail = bar(it, "stale").locator(".tail")
     assert float(tail.get_attribute("width")) > float(solid.get_attribute("width"))
     it.goto(f"{page.url}/#/agents")
-    row = it.locator("tr[data-state=silent]")
-    assert "sleeper" in row.inner_text()
+    row = it.locator("tr[data-state=silent]", has_text="sleeper")
+    row.wait_for()
     assert it.locator("tbody tr").first.get_attribute("data-state") == "silent"
 
 
@@ -126,7 +126,7 @@ def test_filters_by_verdict_agent_and_text_and_orders_by_the_oldest_open(page, r
     wait_for(lambda: listed() == [older, newer, over])
     it.get_by_role("checkbox", name="in flight").check()
     wait_for(lambda: listed() == [older, newer])
-    it.get_by_label("Text").fill("second in")
+    it.get_by_label("Text").fill("second nowhere")
     wait_for(lambda: listed() == [])
     it.get_by_label("Text").fill("SECOND")
     wait_for(lambda: listed() == [newer])
@@ -208,10 +208,12 @@ def test_a_cascade_that_is_not_known_is_shown_as_soon_as_it_comes(page, running)
 
 @pytest.mark.parametrize("name", [EVIL, TURNED, LONG], ids=["markup", "right-to-left", "100 KB"])
 def test_hostile_names_are_shown_as_text(page, running, name):
+    full, name = name, name[:5_000]  # what it waits on may have 64 KiB, all in all
     waits = {"kind": "future", "moves": True, "what": name, "file": name, "line": name, "holder": name, "task": name,
              "chain": [name, name], "of": [{"kind": name, "what": name, "moves": True}],
              "deadlock": {"words": name, "edges": [{"task": name, "wants": name, "held_by": name, "at": name}]}}  # fmt: skip
     cascade = trace()
+    name = full
     marker = opened(cascade, "7" * 16, kind="request", waits=waits, **{"evil": name, names.A2A_TASK_ID: name})
     marker["says"][names.HOP_NAME] = name
     tell(running, [marker], name)
@@ -229,9 +231,9 @@ def test_hostile_names_are_shown_as_text(page, running, name):
     assert it.locator("main img, main script").count() == 0
     assert it.evaluate("document.documentElement.scrollWidth <= innerWidth")
     shown = panel.inner_text()
-    if name is EVIL:
+    if name == EVIL:
         assert "<script>" in shown
-    elif name is TURNED:
+    elif name == TURNED:
         assert "\\u202egnp.exe" in shown
         assert "\u202e" not in it.locator("main").inner_text()
     assert len(it.locator("main").inner_text()) < 400_000
@@ -386,11 +388,8 @@ def test_a_cascade_of_10000_hops_is_drawn_in_few_bars_and_listed_in_parts(page, 
     assert facts["nodes"] < 4_000
     assert it.get_by_text("hops that are alike are drawn as one").count() == 1
     it.get_by_label("only what did not end well, or has not ended").check()
-    assert (
-        "51 hops of 10,000" in it.locator(".outline .summary").inner_text()
-        or "50 hops of 10,000" in it.locator(".outline .summary").inner_text()
-    )
-    bar(it, "lit").first.click()
+    assert "50 hops of 10,000" in it.locator(".outline .summary").inner_text()
+    bar(it, "finished").last.click()
     it.locator(".members a").first.wait_for()
 
 

@@ -40,12 +40,10 @@ export function cascadeView(to, announce) {
   const panelBody = el("div");
   const panel = el("aside", { class: "panel", hidden: true, "aria-labelledby": "panel-title" },
     el("button", { type: "button", class: "close", onclick: leave, "aria-label": "Close the details" }, "✕"), panelTitle, panelBody);
-  const known = el("div", { hidden: true },
-    reason, opaque, deadlocks,
-    el("section", { class: "drawing", "aria-labelledby": "picture-title" },
-      el("div", { class: "bar-of-controls" }, el("h2", { id: "picture-title" }, "Picture"), el("label", {}, shorten, " shorten quiet stretches")),
-      picture.element, pictureNote, el("details", { class: "legend-box" }, el("summary", {}, "What the bars mean"), legend)),
-    missing, outline.element);
+  const drawing = el("section", { class: "drawing", "aria-labelledby": "picture-title" },
+    el("div", { class: "bar-of-controls" }, el("h2", { id: "picture-title" }, "Picture"), el("label", {}, shorten, " shorten quiet stretches")),
+    picture.element, pictureNote, el("details", { class: "legend-box" }, el("summary", {}, "What the bars mean"), legend));
+  const known = el("div", { hidden: true }, reason, opaque, deadlocks, drawing, missing, outline.element);
   const unknown = el("p", { class: "absent", hidden: true });
   const element = el("div", { class: "cascade-view" },
     el("div", { class: "with-panel" },
@@ -157,6 +155,7 @@ export function cascadeView(to, announce) {
       deadlocks.hidden = !locked.length;
       deadlocks.replaceChildren(deadlocks.firstChild, ...locked.slice(0, 5).map(deadlockFigure), locked.length > 5 ? el("p", { class: "note" }, `and ${locked.length - 5} more`) : "");
     }
+    drawing.hidden = outline.element.hidden = !study.hops.length; // every record of it was refused
     picture.update(study);
     const facts = picture.facts();
     for (const each of legend.children) each.hidden = !(each.dataset.look === "absent" ? facts.notSeen : study.hops.some((hop) => study.facts.get(hop.id).look === each.dataset.look));
