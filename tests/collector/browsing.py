@@ -79,8 +79,9 @@ class Watched:
 
 @contextmanager
 def looking(browser, running, **context):
-    """A page at a collector; at the end nothing may have gone wrong with it."""
-    watched = Watched(browser, f"http://127.0.0.1:{running.port}", **context)
+    """A page at a collector, or at its address; at the end nothing may have gone wrong with it."""
+    url = running if isinstance(running, str) else f"http://127.0.0.1:{running.port}"
+    watched = Watched(browser, url, **context)
     try:
         yield watched
         assert watched.wrong == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import pytest
@@ -18,9 +19,10 @@ from browsing import (
     tell_many,
     wait_for,
 )
-from telling import PLANNER, SECOND, WORKER, collector, end, opened, trace
+from telling import PLANNER, SECOND, WORKER, collector, end, heartbeat, opened, trace
 
 from hopwatch import attributes as names
+from hopwatch.demo.run import play
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(180)]
 
@@ -42,11 +44,9 @@ def running(tmp_path_factory):
     ) as it:
         # Of this one nobody hears again: by the time that its test comes, it may be silent already.
         it.silent = trace()
-        tell(
-            it,
-            [opened(it.silent, "5" * 16, instance=OTHER, kind="request", at=time.time_ns() - SECOND)],
-            "sleeper",
-        )
+        begun = time.time_ns() - SECOND
+        asleep = opened(it.silent, "5" * 16, instance=OTHER, kind="request", at=begun)
+        tell(it, [asleep, heartbeat(OTHER, at=begun)], "sleeper")
         yield it
 
 
@@ -163,7 +163,7 @@ def test_the_side_panel_tells_what_a_hop_waits_on_and_where_its_trace_is(page, r
     panel.wait_for()
     said = panel.inner_text()
     for part in (
-        "execution it", "a future `answer` that nobody has set", "/srv/worker.py:42", "Task-12", "working",
+        "execution work", "a future `answer` that nobody has set", "/srv/worker.py:42", "Task-12", "working",
         f"task {cascade[:4]}", "worker, pid 4711, alive",
     ):  # fmt: skip
         assert part in said, said
@@ -203,12 +203,39 @@ def test_a_cascade_that_is_not_known_is_shown_as_soon_as_it_comes(page, running)
     it.locator("h1 .badge[data-verdict=settled]").wait_for()
 
 
+def test_the_demo_that_hangs_is_shown_where_it_hangs(browser, tmp_path):
+    seen = []
+
+    def look(url):
+        with looking(browser, url) as watched:
+            it = watched.open()
+            it.locator("li.cascade .badge[data-verdict=stalled]").wait_for()
+            it.locator("li.cascade a").click()
+            lit = bar(it, "lit")
+            lit.wait_for()
+            seen.extend(
+                (
+                    it.locator("svg.picture text.lane-name").all_text_contents(),
+                    lit.locator(".note").text_content(),
+                    it.locator(".arrow[data-kind=send]").count(),
+                    it.locator(".arrow[data-kind=push]").count(),
+                )
+            )
+
+    outcome = play("hang", lambda _cascade, _outcome: None, hold=look, folder=tmp_path)
+    assert outcome.problem is None
+    lanes, note, sends, pushes = seen
+    assert [lane.split(",")[0] for lane in lanes] == ["user", "frontdesk", "planner", "worker"]
+    assert re.fullmatch(r"waits for a future `answer` that nobody has set at worker\.py:\d+", note)
+    assert (sends, pushes) == (3, 6)
+
+
 # What may come in ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [EVIL, TURNED, LONG], ids=["markup", "right-to-left", "100 KB"])
 def test_hostile_names_are_shown_as_text(page, running, name):
-    full, name = name, name[:5_000]  # what it waits on may have 64 KiB, all in all
+    full, name = name, name[:3_000]  # what it waits on may have 64 KiB, all in all
     waits = {"kind": "future", "moves": True, "what": name, "file": name, "line": name, "holder": name, "task": name,
              "chain": [name, name], "of": [{"kind": name, "what": name, "moves": True}],
              "deadlock": {"words": name, "edges": [{"task": name, "wants": name, "held_by": name, "at": name}]}}  # fmt: skip

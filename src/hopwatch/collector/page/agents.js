@@ -27,7 +27,8 @@ export function agentsView() {
 
   function refresh() {
     const all = [...state.agents.values()];
-    all.sort((a, b) => (RANK[a.state] ?? 4) - (RANK[b.state] ?? 4) || b.open - a.open || plain(a.name).localeCompare(plain(b.name)));
+    const rank = (each) => (each.state === "silent" && !each.open ? 1.5 : RANK[each.state] ?? 4);
+    all.sort((a, b) => rank(a) - rank(b) || b.open - a.open || plain(a.name).localeCompare(plain(b.name)));
     const counts = {};
     for (const each of all) counts[each.state] = (counts[each.state] ?? 0) + 1;
     say(summary, all.length
@@ -71,7 +72,7 @@ function makeRow() {
       const [glyph, word, meaning] = WORDS[of.state] ?? ["?", plain(of.state), ""];
       const ended = of.ended
         ? el("span", { class: "note" }, " by ", told(of.ended.how, 60), ended_at(of.ended), pendingWords(of.ended.pending))
-        : null;
+        : of.state === "silent" && !of.open ? el("span", { class: "note" }, " (nothing of it is open here)") : null;
       const focused = element.contains(document.activeElement);
       element.dataset.state = of.state;
       element.replaceChildren(
