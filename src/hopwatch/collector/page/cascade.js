@@ -259,7 +259,7 @@ function outlineView(link) {
       const way = link(hop.id, el("span", { class: "glyph", "aria-hidden": "true" }, glyph), " ", el("span", { class: "kind" }, plain(hop.kind, 30)), " ", el("b", {}, told(hop.agent, 60)), " ", told(nameOf(hop), 120));
       way.dataset.hop = hop.id;
       if (hop.id === marked) way.setAttribute("aria-current", "true");
-      const lasted = hop.state === "open" || fact.begun === null || fact.over === null ? "" : ` ${span(Math.max(0, fact.over - fact.begun))}`;
+      const lasted = hop.state === "open" || fact.look === "abandoned" || fact.begun === null || fact.over === null ? "" : ` ${span(Math.max(0, fact.over - fact.begun))}`;
       const item = el("li", { "data-look": fact.look }, way, el("span", { class: "note" }, ` ${look}${lasted}${hop.late ? ", late" : ""}`));
       if (["failed", "abandoned", "cancelled"].includes(fact.look) && hop.reason) item.append(el("span", { class: "why" }, " ", told(hop.reason, 200)));
       item.style.setProperty("--depth", String(Math.min(depth, 12)));

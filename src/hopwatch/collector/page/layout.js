@@ -263,7 +263,7 @@ export function scaled(events, begin, end, shorten) {
       const left = stretches.filter((each) => !each.short);
       const total = left.reduce((sum, each) => sum + lengthOf(each), 0);
       const longest = left.reduce((a, b) => (lengthOf(a) >= lengthOf(b) ? a : b), left[0]);
-      if (left.length < 3 || !longest || lengthOf(longest) < 0.55 * total || lengthOf(longest) < 1) break;
+      if (left.length < 3 || !longest || lengthOf(longest) < 0.55 * total || lengthOf(longest) < 1000) break;
       longest.short = true;
     }
   }

@@ -147,6 +147,7 @@ export function pictureView(choose) {
     const marker = (id) => svg("marker", { id: `${me}-${id}`, class: `head ${id}`, viewBox: "0 0 8 8", refX: 7, refY: 4, markerWidth: 7, markerHeight: 7, orient: "auto-start-reverse" },
       svg("path", { d: "M0 0 L8 4 L0 8 z" }));
     root.replaceChildren(svg("defs", {}, marker("head"), marker("absent")), background, axis, breaks, lines, bars);
+    lines.classList.toggle("many", arrows.length > 60);
     layout.height = y + 4;
     if (current === null || !drawn.has(current)) {
       current = layout.bars.find((bar) => bar.look === "lit")?.key ?? layout.bars[0]?.key ?? null;
@@ -255,7 +256,7 @@ export function pictureView(choose) {
       const left = x(each.from);
       const right = x(each.to);
       if (each.short) {
-        const text = `${span(each.to - each.from)} in which nothing happened`;
+        const text = `${span(each.to - each.from)} in which nothing began or ended`;
         const shown = right - left > text.length * LETTER + 12 ? text : span(each.to - each.from);
         cuts.push(svg("rect", { x: left, y: AXIS - 4, width: right - left, height: layout.height - AXIS + 4 }));
         if (right - left > shown.length * LETTER) {
@@ -319,7 +320,8 @@ function laneWords(lane) {
   const processes = [...lane.processes.values()];
   if (processes.length > 1) return `${lane.name}, ${processes.length} processes`;
   const [agent] = processes;
-  const state = agent ? (agent.state === "silent" ? "silent: not heard of for 16 s" : plain(agent.state)) : "not known";
+  const lost = agent?.state === "silent" || lane.bars.some((bar) => bar.look === "stale") && agent?.state === "idle";
+  const state = agent ? (lost ? "silent: not heard of for 16 s" : plain(agent.state)) : "not known";
   return `${lane.name}${agent?.pid ? `, pid ${agent.pid}` : ""}, ${state}`;
 }
 
