@@ -40,6 +40,7 @@ function follow() {
     return;
   }
   const first = view === null;
+  document.title = `${{ list: "Cascades", agents: "Agents", cascade: `Cascade ${to.cascade?.slice(0, 8)}` }[to.name]} - hopwatch`;
   view?.end?.();
   view = { list: listView, agents: agentsView, cascade: cascadeView }[to.name](to, announce);
   view.key = to.key;
