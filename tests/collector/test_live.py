@@ -184,6 +184,12 @@ def test_the_oldest_open_cascade_is_told_however_many_newer_ones_there_are(tmp_p
         with listening(running) as page:
             every, _ = page.until(lambda data: data["whole"], "overview")
             assert len(every["cascades"]) == 501
+            # Not even if another one has all of the oldest hops.
+            many = opened(trace(), ROOT, kind="request", at=time.time_ns() - 7200 * SECOND)
+            running.post(protobuf(*({**many, "parent": f"{number + 1:016x}"} for number in range(1_100))))
+            running.post(protobuf(*(end(trace(), ROOT, kind="request") for _ in range(600))))
+        with listening(running) as page:
+            every, _ = page.until(lambda data: data["whole"], "overview")
             assert old in {row["cascade"] for row in every["cascades"]}
 
 

@@ -16,7 +16,7 @@ from hopwatch.collector.store import Remembered, UnknownCascadeError
 from hopwatch.verdict import ON_ITS_WAY, SILENT_AFTER, judge
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from hopwatch.collector.store import Row, Snapshot, Store
     from hopwatch.verdict import Agent, Name, Verdict
@@ -77,19 +77,24 @@ class Judge:
         self._store.remember(remembered)
         return out
 
-    def numbered(self, number: int) -> Row | None:
-        """The one cascade that has that number in the store, with its verdict; None where there is none any more."""
-        found = self._store.rows(number + 1, 1)
-        if not found or found[0].number != number:
-            return None
-        (row,) = found
-        if row.verdict is None:
-            agents = {agent.instance: agent for agent, _ in self._store.agents()}
-            remembered: list[Remembered] = []
-            if not self._judge(row, agents, remembered):
-                return None
-            self._store.remember(remembered)
-        return row
+    def numbered(self, numbers: Iterable[int]) -> list[Row]:
+        """The cascades that have these numbers in the store, each with its verdict; those that are gone are left out."""
+        out: list[Row] = []
+        remembered: list[Remembered] = []
+        agents: dict[str, Agent] | None = None
+        for number in numbers:
+            found = self._store.rows(number + 1, 1)
+            if not found or found[0].number != number:
+                continue
+            (row,) = found
+            if row.verdict is None:
+                if agents is None:
+                    agents = {agent.instance: agent for agent, _ in self._store.agents()}
+                if not self._judge(row, agents, remembered):
+                    continue
+            out.append(row)
+        self._store.remember(remembered)
+        return out
 
     def _judge(self, row: Row, agents: Mapping[str, Agent], remembered: list[Remembered]) -> bool:
         """Fill in a row's verdict; returns False where the cascade has gone meanwhile."""

@@ -30,9 +30,10 @@ from hopwatch.collector.api import (
     timestamp,
 )
 from hopwatch.collector.store import StoreError, UnknownCascadeError
+from hopwatch.verdict import NAMES
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable
+    from collections.abc import AsyncIterator, Callable, Container, Iterable
     from concurrent.futures import Future
 
     from starlette.requests import Request
@@ -47,9 +48,11 @@ if TYPE_CHECKING:
 _log: Final = logging.getLogger("hopwatch.collector")
 
 NEWEST: Final = 500
-"""Cascades that a page is told of, the newest; with them come those of the oldest open hops."""
+"""Cascades that a page is told of: so many of the newest, and so many of the newest that are not settled."""
 OLDEST_OPEN: Final = 1_000
 """The oldest open hops whose cascades are told, however many newer ones there are."""
+UNSETTLED_EVERY: Final = 5.0
+"""Seconds between two looks for those that are not settled, through the whole store."""
 MAX_PAGES: Final = 200
 MAX_WATCHED: Final = 100
 """Different cascades that pages look at in one moment."""
@@ -64,6 +67,7 @@ ALIVE_EVERY: Final = 5.0
 LINGER: Final = 30.0
 """Seconds that a cascade is remembered after its last page has gone: it may only have lost its connection."""
 FEED_BYTES: Final = 2 * 1024 * 1024
+_UNSETTLED: Final = frozenset(NAMES) - {"settled"}
 
 
 class Feed:
@@ -257,9 +261,12 @@ class Live:
         self._looked = False
         """Whether what is kept here is of now: nobody looks while there are no pages."""
         self._waking = False
-        self._extra: dict[str, int] = {}
-        """Cascades of the oldest open hops, with their numbers."""
-        self._extra_at = 0.0
+        self._older: list[Row] = []
+        """Cascades that are told although they are not among the newest."""
+        self._older_at = float("-inf")
+        self._numbered: dict[str, int] = {}
+        self._unsettled: list[str] = []
+        self._unsettled_at = float("-inf")
 
     def routes(self) -> list[Route]:
         """Where a page listens."""
@@ -395,15 +402,15 @@ class Live:
     def _look(self, watched: list[Watched]) -> None:
         now = self._clock()
         rows = {row.cascade: row for row in self._judge.listed(frozenset(), NEWEST)}
-        if time.monotonic() - self._extra_at > LOOK_EVERY:
-            self._extra_at = time.monotonic()
-            found = dict.fromkeys(hop.cascade for hop in self._store.open_hops(OLDEST_OPEN))
-            self._extra = {key: self._extra.get(key, 0) for key in found}
-        for key in self._extra:
-            if key not in rows:
-                row = self._older(key)
-                if row is not None:
-                    rows[key] = row
+        at = time.monotonic()
+        if at - self._unsettled_at > UNSETTLED_EVERY:
+            self._unsettled_at = at
+            self._unsettled = [row.cascade for row in self._judge.listed(_UNSETTLED, NEWEST)]
+        if at - self._older_at > LOOK_EVERY:
+            self._older_at = at
+            self._older = self._look_at_older(rows)
+        for row in self._older:
+            rows.setdefault(row.cascade, row)
         agents = [
             {**agent_object(agent, now), "open": opened, "dropped": agent.dropped}
             for agent, opened in self._store.agents()
@@ -415,15 +422,19 @@ class Live:
             snapshot = self._snapshot(each.identity)
             each.update(snapshot, None if snapshot is None else self._judge.verdict(snapshot), now)
 
-    def _older(self, identity: str) -> Row | None:
-        """A cascade that is not among the newest, as a list shows it."""
-        number = self._extra[identity]
-        if not number:
-            found = self._snapshot(identity)
-            if found is None:
-                return None
-            number = self._extra[identity] = found.row.number
-        return self._judge.numbered(number)
+    def _look_at_older(self, newest: Container[str]) -> list[Row]:
+        wanted = [*(hop.cascade for hop in self._store.open_hops(OLDEST_OPEN)), *self._unsettled]
+        numbers: dict[str, int] = {}
+        for identity in dict.fromkeys(wanted):
+            number = self._numbered.get(identity)
+            if number is None:
+                found = self._snapshot(identity)
+                if found is None:
+                    continue
+                number = found.row.number
+            numbers[identity] = number
+        self._numbered = numbers
+        return self._judge.numbered(number for identity, number in numbers.items() if identity not in newest)
 
     def _again(self, watched: Watched) -> Callable[[], Snapshot | None]:
         return lambda: self._snapshot(watched.identity)
