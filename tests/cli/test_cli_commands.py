@@ -287,7 +287,7 @@ def test_serve_passes_its_options_on(monkeypatch, tmp_path):
     assert done.exit_code == 0, done.output
     assert asked == {
         "host": "127.0.0.1", "port": 0, "grpc_port": 0, "store": str(store), "retain": 43_200.0, "max_size": 3 * 2**30,
-        "blackbox": None, "access": Access(),
+        "blackbox": None, "access": Access(), "trace_url": None,
     }  # fmt: skip
 
 

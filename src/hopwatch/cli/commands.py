@@ -103,6 +103,15 @@ def _folder(value: str) -> str:
     return path
 
 
+def _trace_url(value: str) -> str:
+    from hopwatch.collector.pages import parse_trace_url  # noqa: PLC0415 - heavy, and only `serve` needs it
+
+    try:
+        return parse_trace_url(value)
+    except ValueError as error:
+        raise click.BadParameter(f"{error}.") from None
+
+
 def _address(value: str) -> str:
     try:
         return checked_url(value)
@@ -204,6 +213,13 @@ def hopwatch() -> None:
     help="Where this host's agents keep their black boxes; by default as theirs.",
 )
 @access_options
+@click.option(
+    "--trace-url",
+    type=_trace_url,
+    metavar="URL",
+    envvar="HOPWATCH_TRACE_URL",
+    help="Where traces are to be seen, with {trace} and perhaps {span} in it: the page links there.",
+)
 def serve(
     *,
     host: str,
@@ -214,8 +230,9 @@ def serve(
     max_size: int,
     blackbox: str | None,
     access: Access,
+    trace_url: str | None,
 ) -> None:
-    """Run a collector: OTLP in, verdicts out."""
+    """Run a collector: OTLP in, verdicts out, and a live page at `/`."""
     from hopwatch.collector.serve import ServeError  # noqa: PLC0415 - heavy, and only this command needs it
     from hopwatch.collector.serve import serve as collect  # noqa: PLC0415
 
@@ -229,6 +246,7 @@ def serve(
             max_size=max_size,
             blackbox=_blackbox(blackbox),
             access=access,
+            trace_url=trace_url,
         )
     except ServeError as error:
         raise click.ClickException(str(error)) from None

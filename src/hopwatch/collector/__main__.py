@@ -8,6 +8,7 @@ import click
 
 from hopwatch.collector import serve as running
 from hopwatch.collector.options import access_options
+from hopwatch.collector.pages import parse_trace_url
 
 if TYPE_CHECKING:
     from hopwatch.collector.access import Access
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 @click.option("--max-size", default="2G", show_default=True, help="As 500M, 2G.")
 @click.option("--blackbox", metavar="DIR|off", help="Where this host's agents keep their black boxes.")
 @access_options
+@click.option("--trace-url", metavar="URL", help="Where traces are to be seen, with {trace} in it.")
 def main(
     host: str,
     port: int,
@@ -31,15 +33,17 @@ def main(
     max_size: str,
     blackbox: str | None,
     access: Access,
+    trace_url: str | None,
 ) -> None:
     """Run a collector."""
     try:
         kept, size = running.parse_duration(retain), running.parse_size(max_size)
         folder = running.parse_blackbox(blackbox)
+        template = None if trace_url is None else parse_trace_url(trace_url)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     try:
-        running.serve(host, port, grpc_port, store, kept, size, folder, access)
+        running.serve(host, port, grpc_port, store, kept, size, folder, access, trace_url=template)
     except running.ServeError as error:
         raise click.ClickException(str(error)) from None
 

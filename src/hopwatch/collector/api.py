@@ -108,7 +108,7 @@ class Api:
         if isinstance(limit, Response):
             return limit
         verdicts: frozenset[Name] = frozenset(wanted)  # type: ignore[arg-type]
-        return json_response({"cascades": [_listed(row) for row in self._judge.listed(verdicts, limit)]})
+        return json_response({"cascades": [row_object(row) for row in self._judge.listed(verdicts, limit)]})
 
     def cascade(self, request: Request) -> Response:
         """`GET /api/cascades/{id}`: one cascade with everything that is known of it."""
@@ -167,10 +167,15 @@ class Api:
 
 def cascade_object(snapshot: Snapshot, verdict: Verdict, now: int) -> dict[str, Any]:
     """One cascade as the API gives it."""
-    row = snapshot.row
     hops = sorted(snapshot.hops.values(), key=lambda hop: (hop.started, hop.id))
+    return {**cascade_head(snapshot, verdict, now), "hops": [hop_object(hop) for hop in hops]}
+
+
+def cascade_head(snapshot: Snapshot, verdict: Verdict, now: int) -> dict[str, Any]:
+    """The same without the hops."""
+    row = snapshot.row
     agents: dict[str, Agent] = {}
-    for hop in hops:
+    for hop in sorted(snapshot.hops.values(), key=lambda hop: (hop.started, hop.id)):
         known = agents.get(hop.instance)
         if known is None:
             agents[hop.instance] = snapshot.agents.get(hop.instance) or Agent(
@@ -189,7 +194,6 @@ def cascade_object(snapshot: Snapshot, verdict: Verdict, now: int) -> dict[str, 
         "opaque": verdict.opaque,
         "deadlocks": verdict.deadlocks,
         "agents": [agent_object(agent, now) for agent in agents.values()],
-        "hops": [hop_object(hop) for hop in hops],
     }
 
 
@@ -263,7 +267,8 @@ def _missing(missing: Missing) -> dict[str, Any]:
     }
 
 
-def _listed(row: Row) -> dict[str, Any]:
+def row_object(row: Row) -> dict[str, Any]:
+    """One cascade as a list gives it."""
     return {
         "cascade": row.cascade,
         "verdict": row.verdict,

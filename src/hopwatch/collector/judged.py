@@ -85,6 +85,25 @@ class Judge:
                 self._judge(row, agents, remembered)
         self._store.remember(remembered)
 
+    def numbered(self, numbers: Iterable[int]) -> list[Row]:
+        """The cascades that have these numbers in the store, each with its verdict; those that are gone are left out."""
+        out: list[Row] = []
+        remembered: list[Remembered] = []
+        agents: dict[str, Agent] | None = None
+        for number in numbers:
+            found = self._store.rows(number + 1, 1)
+            if not found or found[0].number != number:
+                continue
+            (row,) = found
+            if row.verdict is None:
+                if agents is None:
+                    agents = {agent.instance: agent for agent, _ in self._store.agents()}
+                if not self._judge(row, agents, remembered):
+                    continue
+            out.append(row)
+        self._store.remember(remembered)
+        return out
+
     def _judge(self, row: Row, agents: Mapping[str, Agent], remembered: list[Remembered]) -> bool:
         """Fill in a row's verdict; returns False where the cascade has gone meanwhile."""
         now = self._clock()

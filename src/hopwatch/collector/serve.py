@@ -25,7 +25,9 @@ from hopwatch.collector.api import Api, on_failure, on_http_error
 from hopwatch.collector.connections import BoundedHttp
 from hopwatch.collector.guard import Guard
 from hopwatch.collector.judged import Judge
+from hopwatch.collector.live import Live, Observed
 from hopwatch.collector.metrics import Metrics
+from hopwatch.collector.pages import Pages
 from hopwatch.collector.reaper import Reaper
 from hopwatch.collector.receiver import GrpcReceiver, HttpReceiver
 from hopwatch.collector.store import StoreError
@@ -34,7 +36,9 @@ from hopwatch.collector.traffic import Traffic
 from hopwatch.process import read_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
+
+    from starlette.routing import Route
 
     from hopwatch.collector.store import Store
 
@@ -121,6 +125,7 @@ class Collector:
         max_size: bytes that the store may grow to.
         blackbox: the folder of the black boxes of this host's agents, which this collector alone looks into; None for none.
         access: what a request has to bring; None is `Access()`, which asks for nothing and allows loopback alone.
+        trace_url: where a trace is to be seen, with `{trace}` and perhaps `{span}` in it; None for no links.
 
     Raises:
         ServeError: a port is taken, the host is no address of this machine, may be reached from elsewhere and access does
@@ -138,6 +143,7 @@ class Collector:
         max_size: int = MAX_SIZE,
         blackbox: str | None = None,
         access: Access | None = None,
+        trace_url: str | None = None,
     ) -> None:
         self.host = host
         self.access = access or Access()
@@ -163,6 +169,9 @@ class Collector:
             raise ServeError(str(error)) from None
         self.location = str(location)
         self.port = int(self._socket.getsockname()[1])
+        judge = Judge(self._store)
+        live = Live(self._store, judge)
+        self._store = Observed(self._store, live.changed)
         traffic = Traffic()
         self._grpc = GrpcReceiver(self._store, self.access, traffic=traffic)
         try:
@@ -175,7 +184,12 @@ class Collector:
         self._reaper = Reaper(self._store, blackbox) if blackbox is not None else None
         self._server = _Server(
             uvicorn.Config(
-                Guard(application(self._store, traffic), host, self.address, self.access),
+                Guard(
+                    application(self._store, traffic, judge, [*live.routes(), *Pages(trace_url).routes()]),
+                    host,
+                    self.address,
+                    self.access,
+                ),
                 http=BoundedHttp,
                 ssl_certfile=self.access.tls.cert if self.access.tls else None,
                 ssl_keyfile=self.access.tls.key if self.access.tls else None,
@@ -190,6 +204,7 @@ class Collector:
                 limit_concurrency=512,
             )
         )
+        self._server.leaving = live.close
 
     @property
     def url(self) -> str:
@@ -232,6 +247,8 @@ def serve(
     max_size: int = MAX_SIZE,
     blackbox: str | None = None,
     access: Access | None = None,
+    *,
+    trace_url: str | None = None,
 ) -> None:
     """Run a collector until SIGINT or SIGTERM. One line on stdout says when it is ready, and where.
 
@@ -239,8 +256,9 @@ def serve(
         ServeError: as of `Collector`.
     """
     collector = Collector(
-        host, port, grpc_port, store=store, retain=retain, max_size=max_size, blackbox=blackbox, access=access
-    )
+        host, port, grpc_port, store=store, retain=retain, max_size=max_size, blackbox=blackbox, access=access,
+        trace_url=trace_url,
+    )  # fmt: skip
     for warning in warnings(host, collector.address, collector.access):
         sys.stderr.write(f"Warning: {warning}.\n")
     # Hops are many, live long and hold no cycles: looking through all of them often is time lost.
@@ -249,20 +267,25 @@ def serve(
     collector.run(ready=lambda: print(collector.ready_line, flush=True))  # noqa: T201 - this is its output
 
 
-def application(store: Store, traffic: Traffic | None = None) -> Starlette:
+def application(
+    store: Store, traffic: Traffic | None = None, judge: Judge | None = None, more: Sequence[Route] = ()
+) -> Starlette:
     """The HTTP side, over any store.
 
     Args:
         store: what takes the records, and is asked.
         traffic: what counts the requests; other receivers may count with it.
+        judge: who gives the verdicts.
+        more: further routes.
     """
     traffic = traffic or Traffic()
-    judge = Judge(store)
+    judge = judge or Judge(store)
     handlers: dict[Any, Any] = {HTTPException: on_http_error, Exception: on_failure}
     routes = [
         *HttpReceiver(store, traffic=traffic).routes(),
         *Api(store, judge).routes(),
         *Metrics(store, judge, traffic).routes(),
+        *more,
     ]
     return Starlette(routes=routes, exception_handlers=handlers)
 
@@ -271,6 +294,13 @@ class _Server(uvicorn.Server):
     """uvicorn, which tells when it is ready, and after a signal returns instead of dying by it."""
 
     ready: Callable[[], None] | None = None
+    leaving: Callable[[], None] | None = None
+    """Ends what would go on for ever: without it a stop would wait until such requests are cancelled."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self.leaving is not None:
+            self.leaving()
+        await super().shutdown(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
