@@ -138,7 +138,11 @@ def test_a_send_that_tries_again_asks_for_nothing():
             given_up = asyncio.create_task(self.given_up())
             await asyncio.wait((first, given_up), return_when=asyncio.FIRST_COMPLETED)
             first.cancel()
+            await asyncio.wait((first,))
             return await self.inner.handle_async_request(sent)
+
+        async def aclose(self):
+            await self.inner.aclose()
 
     async def story():
         transport = Again()

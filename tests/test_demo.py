@@ -153,7 +153,7 @@ def test_a_task_that_a_worker_leaves_behind_breaks_the_cascade_with_where_it_was
     assert (cut["agent"], cut["kind"], cut["name"]) == ("worker", "task", "Worker.tidy_up")
     assert line(*place(cut)) == 'self.keep(asyncio.create_task(self.tidy_up(), name="tidy up"))'
     reason = re.fullmatch(
-        r"pending at shutdown: cancelled by asyncio\.run at its end; it awaited asyncio\.sleep until \S+ at (\S+worker\.py):(\d+)",
+        r"pending at shutdown: cancelled by asyncio\.run at its end; it awaited asyncio\.sleep\(600\) until \S+ at (\S+worker\.py):(\d+)",
         cut["reason"],
     )
     assert line(*reason.groups()) == "await asyncio.sleep(600)"

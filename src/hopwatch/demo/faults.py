@@ -217,7 +217,7 @@ def _killed(cascade: Cascade) -> str | None:
 def _left_behind(cascade: Cascade) -> str | None:
     if any(hop["state"] == "open" for hop in cascade["hops"]):
         return "something is open still"
-    reason = r"pending at shutdown: cancelled by asyncio\.run at its end; it awaited asyncio\.sleep until \S+ at \S+worker\.py:\d+"
+    reason = r"pending at shutdown: cancelled by asyncio\.run at its end; it awaited asyncio\.sleep\(600\) until \S+ at \S+worker\.py:\d+"
     # Code objects know their class from Python 3.11.
     return _cut_off(cascade, "task", reason, r"worker\.py:\d+ (Worker\.)?execute$")
 
