@@ -252,6 +252,26 @@ async def main():
         await forever()
 run(main())
 """, {"forever": TERM, "root": TERM}, way="SIGTERM", code=-SIGTERM, sends=SIGTERM),
+    Row("SIGTERM with a handler that calls the one before it", """
+before = signal.signal(signal.SIGTERM, lambda *_: before(*_) if callable(before) else sys.exit(7))
+print(signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL, before)
+async def main():
+    with cascade("root"):
+        ready()
+        await forever()
+run(main())
+""", code=7, sends=SIGTERM),
+    Row("a task behind a decorator of OpenTelemetry is pending", """
+from opentelemetry import trace
+@trace.get_tracer("app").start_as_current_span("decorated")
+async def decorated():
+    await asyncio.sleep(60)
+async def main():
+    with cascade("root"):
+        kept.append(asyncio.create_task(decorated()))
+        await asyncio.sleep(0.01)
+run(main())
+""", {"decorated": RUNNER}, outcomes={"root": "finished"}),
     Row("SIGTERM with loop.add_signal_handler, which ends the program in order", """
 async def main():
     stop = asyncio.Event()

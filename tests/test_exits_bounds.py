@@ -194,17 +194,18 @@ def test_signals_are_left_alone_where_somebody_says_so(signals, tmp_path):
     path = written(
         tmp_path,
         """
-before = signal.getsignal(signal.SIGTERM)
+import _signal
+before = _signal.getsignal(signal.SIGTERM)
 async def main():
     with cascade("root"):
-        print(before is signal.SIG_DFL, signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)
+        print(before == _signal.SIG_DFL, _signal.getsignal(signal.SIGTERM) == _signal.SIG_DFL, signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)
 run(main())
 """,
     )
     ended = play(
         path, "asyncio", OTEL_TRACES_EXPORTER="none", OTEL_LOGS_EXPORTER="none", HOPWATCH_SIGNALS=signals
     )
-    assert ended.out == {"off": "True True\n", "on": "False False\n"}[signals]
+    assert ended.out == {"off": "True True True\n", "on": "False False True\n"}[signals]
 
 
 def test_uninstrument_gives_the_signal_back(tmp_path):
@@ -212,12 +213,13 @@ def test_uninstrument_gives_the_signal_back(tmp_path):
         tmp_path,
         """
 from hopwatch.instrument.asyncio import AsyncioInstrumentor
-before = signal.getsignal(signal.SIGTERM), os.execv, asyncio.runners._cancel_all_tasks, asyncio.BaseEventLoop.close
+import _signal
+before = _signal.getsignal(signal.SIGTERM), signal.getsignal, os.execv, asyncio.runners._cancel_all_tasks, asyncio.BaseEventLoop.close
 AsyncioInstrumentor().instrument()
-assert signal.getsignal(signal.SIGTERM) is not before[0]
-assert os.execv is not before[1]
+assert _signal.getsignal(signal.SIGTERM) is not before[0]
+assert os.execv is not before[2]
 AsyncioInstrumentor().uninstrument()
-after = signal.getsignal(signal.SIGTERM), os.execv, asyncio.runners._cancel_all_tasks, asyncio.BaseEventLoop.close
+after = _signal.getsignal(signal.SIGTERM), signal.getsignal, os.execv, asyncio.runners._cancel_all_tasks, asyncio.BaseEventLoop.close
 print(after == before)
 """,
     )

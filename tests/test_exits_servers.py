@@ -361,6 +361,25 @@ if __name__ == "__main__":
     assert found == {"root": "settled", "child": "broken"}
 
 
+def test_a_child_that_is_terminated_as_soon_as_it_is_forked_ends(tmp_path):
+    path = tmp_path / "program.py"
+    path.write_text(
+        PRELUDE
+        + """
+ended = []
+for _ in range(30):
+    child = os.fork()
+    if child == 0:
+        time.sleep(2)
+        os._exit(0)
+    os.kill(child, signal.SIGTERM)
+    ended.append(os.waitpid(child, 0)[1])
+print(set(ended) == {int(signal.SIGTERM)})
+"""
+    )
+    assert play(path, "asyncio", OTEL_TRACES_EXPORTER="none", OTEL_LOGS_EXPORTER="none").out == "True\n"
+
+
 @pytest.mark.parametrize("end", ["sys.exit(7)", "os._exit(7)"])
 def test_a_forked_child_does_not_end_what_its_parent_has_open(end, running, tmp_path):
     path = tmp_path / "program.py"

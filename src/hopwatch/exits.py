@@ -52,8 +52,15 @@ FLUSH_AFTER: Final = 500
 """Records between two flushes at the end: a batch processor holds 2,048 and throws away what comes after."""
 OUTLIVES: Final = 1_000_000_000
 """Nanoseconds after which a task that was asked to cancel, and is pending still, is told of."""
+WAKE_EVERY: Final = 1_000_000_000
+MAX_ASKED: Final = 64
+"""How many open hops are asked whether the main thread does their work."""
 MAX_DEATHS: Final = 10_000
-_set_handler: Final = signal.signal  # as it is before `instrument.ends` replaces it
+REPORT_EVERY: Final = 20
+"""The report is written for runners and loops that end at most that many times as seldom as writing it takes."""
+# As they are before `instrument.ends` replaces them.
+_set_handler: Final = signal.signal
+_get_handler: Final = signal.getsignal
 
 Sampled = dict[str, Any] | None
 
@@ -75,6 +82,10 @@ class _State:
         """Open hops whose task has been asked to cancel, by id: the entry, and since when that is known; 0 once told."""
         self.finalized_by_multiprocessing = False
         self.provider: Any = None
+        self.wake_due = 0
+        """When the main thread's loop is woken next, in Unix nanoseconds."""
+        self.report_due = 0.0
+        """When the report may be written anew before the end, by the monotonic clock: it is all of it each time."""
         self.told_runners: set[int] = set()
         """Tasks that a death report was made of."""
 
@@ -326,6 +337,7 @@ def ending(entry: Entry, task: Any) -> None:
 def look(now: int) -> None:
     """Tell of what was cut off lately, and of tasks that outlive a cancellation. Called by the ticker."""
     _tell_cut()
+    _wake_main_loop(now)
     asked: dict[int, tuple[Any, int]] = {}
     for hop in hopwatch_process.here().ledger.open_hops():
         task = hop.runner() if hop.runner is not None and hop.done is None else None
@@ -341,6 +353,30 @@ def look(now: int) -> None:
         asked[id(hop)] = (hop, since)
     _state.asked = asked
     refresh()
+
+
+def _wake_main_loop(now: int) -> None:
+    """Have the main thread's loop turn once a second, so that a SIGTERM for our handler is not overlooked.
+
+    A signal that comes just before the loop goes to sleep sets a flag that nobody looks at before it wakes up. The default
+    action would have ended the process.
+    """
+    if now < _state.wake_due or _get_handler(signal.SIGTERM) is not on_sigterm:
+        return
+    _state.wake_due = now + WAKE_EVERY
+    main = threading.main_thread().ident
+    for hop in hopwatch_process.here().ledger.open_hops()[:MAX_ASKED]:
+        task = hop.runner() if hop.runner is not None else None
+        get_loop = getattr(task, "get_loop", None)
+        loop = get_loop() if get_loop is not None else None
+        if loop is not None and getattr(loop, "_thread_id", None) == main:  # uvloop sees to that itself
+            with contextlib.suppress(RuntimeError):  # it has been closed
+                loop.call_soon_threadsafe(_nothing)
+            return
+
+
+def _nothing() -> None:
+    pass
 
 
 # The process ends ------------------------------------------------------------------------------------------------
@@ -483,7 +519,8 @@ def _write_report(way: str) -> None:
     """Write what was pending into the file that `HOPWATCH_REPORT` names, whole or not at all."""
     process = hopwatch_process.here()
     path = process.settings.report
-    if not path:
+    began = time.monotonic()
+    if not path or (way in ("runner", "loop") and began < _state.report_due):
         return
     if _state.forked:
         path += f".{process.pid}"
@@ -499,6 +536,8 @@ def _write_report(way: str) -> None:
         with open(beside, "w", encoding="utf-8", errors="replace") as file:  # noqa: PTH123 - a str, as it was given
             json.dump(said, file, ensure_ascii=False)
         os.replace(beside, path)  # noqa: PTH105
+        now = time.monotonic()
+        _state.report_due = now + REPORT_EVERY * (now - began)
     except Exception:  # noqa: BLE001
         failed("exits.report")
         with contextlib.suppress(OSError):
@@ -621,7 +660,7 @@ def take_sigterm() -> None:
         threading.current_thread() is not threading.main_thread()
         or os.getpid() == 1  # the kernel keeps a SIGTERM with the default action from the first process
         or not hopwatch_process.here().settings.signals
-        or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+        or _get_handler(signal.SIGTERM) is not signal.SIG_DFL
     ):
         return
     try:
@@ -640,12 +679,16 @@ def on_sigterm(number: int, _: Any) -> None:
             # got it. A second SIGTERM comes in between and ends the process at once.
             done = _thread.allocate_lock()
             done.acquire()
-            _thread.start_new_thread(_leave_by_signal, (done,))
+            try:
+                _thread.start_new_thread(_leave_by_signal, (done,))
+            except RuntimeError:  # the interpreter is shutting down, and makes no threads any more
+                _leave_by_signal(done)
             done.acquire(timeout=process.settings.shutdown_timeout + 0.1)
     except Exception:  # noqa: BLE001
         failed("exits.sigterm")
     finally:
-        _set_handler(number, signal.SIG_DFL)
+        with contextlib.suppress(ValueError):  # another thread than the main one
+            _set_handler(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 
 
@@ -661,11 +704,25 @@ def _leave_by_signal(done: Any) -> None:
 def forget() -> None:
     """Let go of the signal and of atexit: nothing is instrumented any more."""
     atexit.unregister(_at_exit)
-    if (
-        threading.current_thread() is threading.main_thread()
-        and signal.getsignal(signal.SIGTERM) is on_sigterm
-    ):
+    if threading.current_thread() is threading.main_thread() and _get_handler(signal.SIGTERM) is on_sigterm:
         _set_handler(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _before_fork() -> None:
+    # A signal that has a handler in Python only sets a flag, which a child forgets when it begins. With the default action
+    # it would have ended that child: so it has to wait until the child can handle it.
+    _forking.mask = None
+    try:
+        if _get_handler(signal.SIGTERM) is on_sigterm:
+            _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    except Exception:  # noqa: BLE001
+        failed("exits.fork")
+
+
+def _after_fork() -> None:
+    mask, _forking.mask = getattr(_forking, "mask", None), None
+    if mask is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _in_child() -> None:
@@ -674,10 +731,13 @@ def _in_child() -> None:
     _state = _State()
     _state.forked = True
     # What opens in the child has an end of its own; its first hop calls `begin`, which finds the signal taken.
+    _after_fork()
 
+
+_forking: Final = threading.local()
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_child)
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_in_child)
 
 
 # Draining --------------------------------------------------------------------------------------------------------

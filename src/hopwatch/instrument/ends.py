@@ -179,14 +179,29 @@ def _handling(original: Any) -> Any:
     @functools.wraps(original)
     def signal_(signalnum: Any, handler: Any, *args: Any) -> Any:
         before = original(signalnum, handler, *args)
-        if handler is signal.SIG_DFL and signalnum == signal.SIGTERM:
+        if isinstance(handler, int) and handler == signal.SIG_DFL and signalnum == signal.SIGTERM:
             try:
                 exits.take_sigterm()
             except Exception:  # noqa: BLE001
                 failed("signal")
-        return before
+        return _shown(before)
 
     return signal_
+
+
+def _asking(original: Any) -> Any:
+    """`signal.getsignal`: where we handle SIGTERM, nobody else does."""
+
+    @functools.wraps(original)
+    def getsignal(signalnum: Any, *args: Any) -> Any:
+        return _shown(original(signalnum, *args))
+
+    return getsignal
+
+
+def _shown(handler: Any) -> Any:
+    # An application that calls the handler before its own, or asks whether there is one, goes on as without us.
+    return signal.SIG_DFL if handler is exits.on_sigterm else handler
 
 
 def _can_be_run(path: Any) -> bool:
@@ -218,6 +233,7 @@ def instrument(patches: Patches) -> None:
         patches.replace(runners.Runner, "_on_sigint", _interrupting)
     patches.replace(asyncio.BaseEventLoop, "close", _closing)
     patches.replace(signal, "signal", _handling)
+    patches.replace(signal, "getsignal", _asking)
     patches.replace(os, "execv", _replacing)
     patches.replace(os, "execve", _replacing)
     for name in _WITH_A_RUNNER:

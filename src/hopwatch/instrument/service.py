@@ -32,14 +32,20 @@ KNOWN: Final = (
     "grpc.*:*poll*",
     "grpc.*:_actor*",
     "aiohttp.*:*_close_wait*",
-    "aiosqlite.*:*",
+    "aiosqlite.core:_connection_worker_thread",
+    "aiosqlite.core:Connection.run",
     "anyio._backends._asyncio:WorkerThread.*",
     "asyncio.*:*.serve_forever",
     "concurrent.futures.thread:_worker",
     "concurrent.futures.process:*",
     "multiprocessing.queues:Queue._feed",
-    "opentelemetry.*:*",
-    "sentry_sdk.*:*",
+    # Not all of these packages: their decorators and instrumentations make coroutines of the application's own.
+    "opentelemetry.sdk.*:*",
+    "opentelemetry.exporter.*:*",
+    "sentry_sdk.*:*._target",
+    "sentry_sdk.*:*._thread",
+    "sentry_sdk.*:*._flush_loop",
+    "sentry_sdk.profiler.*:*.run",
     "hopwatch.*:Telemetry._*",
     "redis.asyncio.*:*listen*",
 )
@@ -92,7 +98,10 @@ def is_service(code: Any, module: Any, qualname: str) -> bool:
     if known is not None:
         return known[1]
     name = f"{module}:{qualname}"
-    answer = id(code) in _declared or any(fnmatchcase(name, pattern) for pattern in _patterns)
+    # What a decorator makes goes by the name of what it decorates, and stands in the decorator's module: that is no loop of
+    # that module. Who wraps a loop is seen through by whoever asks.
+    itself = not isinstance(code, CodeType) or own_name(code, qualname)
+    answer = id(code) in _declared or (itself and any(fnmatchcase(name, pattern) for pattern in _patterns))
     # What is remembered is kept, so that its id belongs to nothing else; an object of the application must not be.
     if isinstance(code, CodeType) and len(_answers) < MAX_JUDGED:
         _answers[id(code), qualname] = (code, answer)
