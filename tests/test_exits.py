@@ -257,8 +257,9 @@ before = signal.signal(signal.SIGTERM, lambda *_: before(*_) if callable(before)
 print(signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL, before)
 async def main():
     with cascade("root"):
-        ready()
-        await forever()
+        pass
+    ready()
+    await forever()
 run(main())
 """, code=7, sends=SIGTERM),
     Row("a task behind a decorator of OpenTelemetry is pending", """

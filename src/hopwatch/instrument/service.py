@@ -52,7 +52,8 @@ KNOWN: Final = (
 """Patterns of `module:qualname`, as `fnmatch` has them."""
 
 _declared: dict[int, CodeType] = {}
-_patterns: tuple[str, ...] = KNOWN
+_patterns: tuple[str, ...] = ()
+"""Those of `HOPWATCH_SERVICE_LOOPS`."""
 _answers: dict[tuple[int, str], tuple[CodeType, bool]] = {}
 work: Final[dict[int, Any]] = {}
 """What runs functions that are known to be work, by the id of their code object: the code, or their name before Python 3.11."""
@@ -61,9 +62,9 @@ MAX_JUDGED: Final = 8192
 
 
 def configure(patterns: tuple[str, ...]) -> None:
-    """Add the patterns of `HOPWATCH_SERVICE_LOOPS` to the table."""
+    """Take the patterns of `HOPWATCH_SERVICE_LOOPS` besides the table."""
     global _patterns  # noqa: PLW0603
-    _patterns = (*KNOWN, *patterns)
+    _patterns = patterns
     forget()
 
 
@@ -101,7 +102,8 @@ def is_service(code: Any, module: Any, qualname: str) -> bool:
     # What a decorator makes goes by the name of what it decorates, and stands in the decorator's module: that is no loop of
     # that module. Who wraps a loop is seen through by whoever asks.
     itself = not isinstance(code, CodeType) or own_name(code, qualname)
-    answer = id(code) in _declared or (itself and any(fnmatchcase(name, pattern) for pattern in _patterns))
+    patterns = (*KNOWN, *_patterns) if itself else _patterns
+    answer = id(code) in _declared or any(fnmatchcase(name, pattern) for pattern in patterns)
     # What is remembered is kept, so that its id belongs to nothing else; an object of the application must not be.
     if isinstance(code, CodeType) and len(_answers) < MAX_JUDGED:
         _answers[id(code), qualname] = (code, answer)
