@@ -566,6 +566,7 @@ def port():
         stop.extend((asyncio.get_running_loop(), end))
         ready.set()
         await end.wait()
+        server.close()
 
     thread = threading.Thread(target=asyncio.run, args=(main(),))
     thread.start()
