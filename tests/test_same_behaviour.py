@@ -391,4 +391,5 @@ def in_order(program):
         "'get",
         "'wait",
         "'lock",
+        "'semaphore",
     )
