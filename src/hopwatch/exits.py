@@ -270,17 +270,7 @@ def _tell_cut() -> bool:
 def _died(entry: Entry, sampled: Sampled) -> None:
     """Write down one that was abandoned at a way out, and tell of it by a log event: one for each task."""
     _state.counts[entry.kind] += 1
-    _state.deaths.append(
-        {
-            "kind": entry.kind,
-            "name": entry.name,
-            "id": entry.id,
-            "cascade": entry.cascade,
-            "location": location_of(entry),
-            "waits_on": sampled,
-            "reason": entry.reason,
-        }
-    )
+    _state.deaths.append(_as_reported(entry, sampled, entry.reason))
     _count(names.METRIC_PENDING, entry.kind)
     task = entry.runner() if entry.runner is not None else None
     if entry.kind in ("event", "lock") or len(_state.told_runners) >= MAX_TOLD:
@@ -290,6 +280,19 @@ def _died(entry: Entry, sampled: Sampled) -> None:
             return
         _state.told_runners.add(id(task))
     tell(names.EVENT_TASK_NEVER_FINISHED, f"{entry.name}: {entry.reason}", entry)
+
+
+def _as_reported(entry: Entry, sampled: Sampled, reason: str | None) -> dict[str, Any]:
+    """One that was pending, in the form of the report."""
+    return {
+        "kind": entry.kind,
+        "name": entry.name,
+        "id": entry.id,
+        "cascade": entry.cascade,
+        "location": location_of(entry),
+        "waits_on": sampled,
+        "reason": reason,
+    }
 
 
 def _count(metric: str, kind: str) -> None:
@@ -508,13 +511,6 @@ def _sum_up(process: Process, way: str) -> None:
     tell(names.EVENT_SHUTDOWN, f"{way}: {what} was pending", None, said, bad=bool(counts))
 
 
-def agent_name() -> str:
-    """What this process is called in telemetry: `service.name`."""
-    resource = getattr(trace.get_tracer_provider(), "resource", None)
-    name = resource.attributes.get(names.SERVICE_NAME) if resource is not None else None
-    return str(name or os.environ.get("OTEL_SERVICE_NAME") or "unknown_service")
-
-
 def _write_report(way: str) -> None:
     """Write what was pending into the file that `HOPWATCH_REPORT` names, whole or not at all."""
     process = hopwatch_process.here()
@@ -529,7 +525,7 @@ def _write_report(way: str) -> None:
         said = {
             "ended": way,
             "pid": process.pid,
-            "agent": agent_name(),
+            "agent": telemetry.agent_name(),
             "instance": process.instance,
             "pending": list(_state.deaths),
         }
@@ -571,12 +567,7 @@ def replaced() -> None:
         reason = why + _awaited(sampled)
         process.telemetry.tell_gone(entry, sampled, reason)
         counts[entry.kind] += 1
-        deaths.append(
-            {
-                "kind": entry.kind, "name": entry.name, "id": entry.id, "cascade": entry.cascade,
-                "location": location_of(entry), "waits_on": sampled, "reason": reason,
-            }
-        )  # fmt: skip
+        deaths.append(_as_reported(entry, sampled, reason))
     for hop in ledger.open_hops():
         if hop.done is not None or hop.held:
             # Only what it started goes on: its own end is told too, for nobody else will.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import platform
 import sys
 import threading
@@ -67,23 +66,12 @@ def brief() -> dict[str, Any]:
 def _who(process: Process) -> dict[str, Any]:
     return {
         "pid": process.pid,
-        "agent": _agent(),
+        "agent": _text(telemetry.agent_name("unknown")),
         "instance": process.instance,
         "python": platform.python_version(),
         "command": _text(" ".join(sys.orig_argv)),
         "at": _moment(time.time_ns()),
     }
-
-
-def _agent() -> str:
-    from opentelemetry import trace  # noqa: PLC0415
-
-    try:
-        resource: Any = getattr(trace.get_tracer_provider(), "resource", None)
-        name = resource.attributes.get("service.name") if resource is not None else None
-    except Exception:  # noqa: BLE001 - a provider of the application's own
-        name = None
-    return _text(str(name or os.environ.get("OTEL_SERVICE_NAME") or "unknown"))
 
 
 def _text(value: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import random
 import secrets
 import threading
@@ -795,11 +796,18 @@ def holder_of(lock: object) -> Any:
     return held()
 
 
-def agent_name() -> str:
-    """What this process calls itself: `service.name` of the application's tracer provider."""
-    resource = getattr(trace.get_tracer_provider(), "resource", None)
-    name = resource.attributes.get(names.SERVICE_NAME) if resource is not None else None
-    return name if isinstance(name, str) and name else "unknown_service"
+def agent_name(unknown: str = "unknown_service") -> str:
+    """What this process calls itself: `service.name` of the application's tracer provider, or of the environment.
+
+    Args:
+        unknown: what it is called where neither says.
+    """
+    try:
+        resource: Any = getattr(trace.get_tracer_provider(), "resource", None)
+        name = resource.attributes.get(names.SERVICE_NAME) if resource is not None else None
+    except Exception:  # noqa: BLE001 - a provider of the application's own
+        name = None
+    return str(name or os.environ.get("OTEL_SERVICE_NAME") or unknown)
 
 
 def _with_hop(state: TraceState, entry: Entry) -> TraceState:

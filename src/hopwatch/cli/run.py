@@ -391,10 +391,11 @@ def left_by_the_dead(pid: int, environment: Mapping[str, str]) -> dict[str, Any]
     it stays in the folder where they look.
     """
     try:
-        from hopwatch import blackbox  # type: ignore[attr-defined,unused-ignore]  # noqa: PLC0415
+        from hopwatch import blackbox  # noqa: PLC0415
+        from hopwatch.process import read_settings  # noqa: PLC0415
 
-        folder = environment.get("HOPWATCH_BLACKBOX", "").strip() or blackbox.default_folder(environment)
-        if not folder or not os.path.isabs(folder):  # noqa: PTH117 - `off`, or there is none
+        folder = read_settings(environment).blackbox
+        if folder is None:
             return None
         boxes = [blackbox.read(path) for path in Path(folder).glob(f"*-{pid}-*.box")]
     except Exception:  # noqa: BLE001 - a box that cannot be read leaves us where we were: not knowing
