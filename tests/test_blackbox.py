@@ -242,6 +242,20 @@ def test_how_a_process_leaves_is_told_and_can_be_taken_back(folder):
     assert boxed.read().reason == "process_killed"
 
 
+def test_what_opens_after_the_end_has_begun_comes_and_goes_and_what_was_open_then_stays(folder):
+    boxed = Boxed(folder)
+    before = boxed.open()
+    boxed.box.seal("pending at shutdown: exit")
+    before.finish("abandoned")
+    for _ in range(10 * blackbox.FIRST_SLOTS):
+        boxed.open().finish()
+    after = boxed.open()
+    assert {each.id for each in boxed.read().hops} == {before.id, after.id}
+    assert len(boxed.bytes()) == HEADER + blackbox.FIRST_SLOTS * SLOT
+    after.finish()
+    assert [each.id for each in boxed.read().hops] == [before.id]
+
+
 def test_a_box_is_small_private_and_gone_when_it_is_removed(folder):
     boxed = Boxed(folder)
     boxed.open()
@@ -782,7 +796,7 @@ class Agent:
     def __exit__(self, *_):
         if self.process.poll() is None:
             self.process.kill()
-        self.process.wait(20)
+        self.process.wait(60)
         self.process.stdin.close()
         self.process.stdout.close()
 
@@ -795,7 +809,7 @@ class Agent:
 
     def kill(self):
         self.process.kill()
-        self.process.wait(20)
+        self.process.wait(60)
 
 
 pytest_processes = pytest.mark.processes
@@ -821,7 +835,7 @@ def test_a_process_that_ends_cleanly_leaves_no_box(folder, uvloop):
     with Agent(folder, uvloop=uvloop) as agent:
         assert len(in_files(folder)) == 1
         agent.go()
-        assert agent.process.wait(20) == 0
+        assert agent.process.wait(60) == 0
         assert in_files(folder) == []
 
 
@@ -929,7 +943,7 @@ def url(running):
     return f"http://127.0.0.1:{running.port}"
 
 
-def until(running, cascade, verdict, within=20.0):
+def until(running, cascade, verdict, within=60.0):
     """Wait for one of some verdicts; returns the cascade, and how long it took."""
     began = time.monotonic()
     while True:
@@ -954,7 +968,7 @@ def test_a_process_that_dies_without_a_word_breaks_its_cascade_within_two_second
     ):
         until(running, agent.cascade, OPEN)
         agent.go()
-        assert agent.process.wait(20) == exit_code
+        assert agent.process.wait(60) == exit_code
         told, after = until(running, agent.cascade, BROKEN)
         assert after < 2
         assert "process_killed" in told["reason"]

@@ -73,7 +73,7 @@ async def tick_of(watched, ticks=1):
     asking = asyncio.current_task()
 
     def from_thread(at):
-        until = time.monotonic() + 5
+        until = time.monotonic() + 30
         while asking._fut_waiter is None and time.monotonic() < until:
             time.sleep(0.0005)
         watched.tick(0.3 * (at + 1))

@@ -443,7 +443,7 @@ def test_a_process_that_is_stopped_does_not_answer_and_it_is_said_why(start, fol
     done = hopwatch(process.pid)
     assert done.returncode == 1
     assert f"process {process.pid} does not answer within 2 s: it is stopped" in done.stderr
-    assert time.monotonic() - began < 6
+    assert time.monotonic() - began < 30
     listed = hopwatch()
     assert listed.returncode == 0
     assert "does not answer" in next(

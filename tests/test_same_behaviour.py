@@ -7,6 +7,7 @@ run bare and instrumented inside a cascade. Compared is the trace of what each p
 import asyncio
 import gc
 import sys
+import time
 import warnings
 
 import pytest
@@ -74,6 +75,7 @@ class World:
         self.condition = asyncio.Condition()
         self.tasks = []
         self.count = 0
+        self.threads = 0
         self.instrumented = False
 
     def see(self, who, *what):
@@ -157,7 +159,11 @@ async def _cancel(world, who, number):
 
 
 async def _thread(world, who):
-    return await asyncio.to_thread(len, "four")
+    world.threads += 1
+    try:
+        return await asyncio.to_thread(len, "four")
+    finally:
+        world.threads -= 1
 
 
 async def _timer(world, who, number):
@@ -307,10 +313,10 @@ def run(make_loop, program, *, instrumented):
                 return await play(world, 0, program)
 
         task = asyncio.ensure_future(root())
-        turns = 0
-        while not task.done() and turns < 300:
-            turns += 1
-            await asyncio.sleep(0 if turns < 200 else 0.0005)  # the thread takes its time
+        turns, until = 0, time.monotonic() + 30
+        while not task.done() and turns < 300 and time.monotonic() < until:
+            turns += not world.threads  # a thread takes its time
+            await asyncio.sleep(0.0005 if world.threads else 0)
         left = sorted(
             asyncio.all_tasks(loop) - {asyncio.current_task()},
             key=lambda each: int(each.get_name().rpartition("-")[2]),

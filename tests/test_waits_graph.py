@@ -76,7 +76,7 @@ async def look(tasks, known, **more):
     asking = asyncio.current_task()
 
     def from_thread():
-        until = time.monotonic() + 5
+        until = time.monotonic() + 30
         while asking._fut_waiter is None and time.monotonic() < until:
             time.sleep(0.0005)
         return waits.deadlocks(tasks, known, **more)

@@ -103,7 +103,7 @@ def until_ready(process):
     raise AssertionError((process.wait(10), "".join(lines), process.stderr.read()))
 
 
-def play(path, loop, *words, sends=None, act=None, timeout=40, **how):
+def play(path, loop, *words, sends=None, act=None, timeout=90, **how):
     """Run a program to its end.
 
     Args:
@@ -124,7 +124,7 @@ def play(path, loop, *words, sends=None, act=None, timeout=40, **how):
         return Ended(process.returncode, before + out, err, time.monotonic() - began, process.agent)
 
 
-def cascades_of(running, agent, *, count=1, within=10):
+def cascades_of(running, agent, *, count=1, within=40):
     """The cascades of an agent, once there are `count` of them and none is in flight."""
     until = time.monotonic() + within
     while True:
@@ -135,7 +135,7 @@ def cascades_of(running, agent, *, count=1, within=10):
         time.sleep(0.05)
 
 
-def agents_called(running, name, *, state="ended", within=10):
+def agents_called(running, name, *, state="ended", within=40):
     """The processes of that name, once each of them is in that state."""
     until = time.monotonic() + within
     while True:

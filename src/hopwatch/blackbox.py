@@ -168,7 +168,10 @@ class BlackBox:
         self._key: tuple[int, int] | None = None
         self._full = False
         self._growing = False
-        self._sealed = False
+        self._sealed: frozenset[Entry] = frozenset()
+        """What was open when the end of the process began, and stays written."""
+        self._missing = 0
+        """How many did not fit then."""
         self._lock = threading.RLock()
 
     def write(self, entry: Entry) -> None:
@@ -199,7 +202,7 @@ class BlackBox:
 
     def erase(self, entry: Entry) -> None:
         """Say that a hop has closed."""
-        if self._sealed:
+        if self._sealed and entry in self._sealed:
             return
         try:
             slot = self._placed.pop(entry, None)
@@ -248,9 +251,17 @@ class BlackBox:
             failed("blackbox.leaving")
 
     def seal(self, reason: str) -> None:
-        """Leave what is open now as it is, for the process ends and tells of it: the box does so if that does not get through."""
+        """Leave what is open now as it is, for the process ends and tells of it: the box does so if that does not get through.
+
+        What opens later, in a process that goes on after all, comes and goes as ever.
+        """
         self.leaving(reason)
-        self._sealed = True
+        try:
+            with self._lock:
+                self._sealed = frozenset(self._placed)
+                self._missing = len(self._unplaced)
+        except Exception:  # noqa: BLE001
+            failed("blackbox.seal")
 
     def remove(self) -> None:
         """Remove the file: the process ends, and everything that was pending has been reported.
@@ -371,7 +382,7 @@ class BlackBox:
             else:
                 self._unplaced.discard(id(entry))
             if self._map is not None:
-                _U32.pack_into(self._map, _UNPLACED_AT, len(self._unplaced))
+                _U32.pack_into(self._map, _UNPLACED_AT, max(self._missing, len(self._unplaced)))
 
 
 def lock(file: int) -> None:

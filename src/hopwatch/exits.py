@@ -38,12 +38,13 @@ from hopwatch.ledger import Entry, Note
 from hopwatch.process import failed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from hopwatch.ledger import Ledger, Outcome
     from hopwatch.process import Process
 
 PENDING: Final = "pending at shutdown"
+DESTROYED: Final = "the task was destroyed while pending, for nothing kept a reference to it"
 NOTHING_PENDING: Final = 0.2
 """Seconds that the end of a process is held up at most if nothing was pending."""
 MAX_TOLD: Final = 1_000
@@ -78,6 +79,8 @@ class _State:
         """How many of each kind."""
         self.cut: deque[tuple[Entry, Sampled]] = deque()
         """Noted entries that have been cut off and are not told of yet."""
+        self.unnamed: deque[tuple[Entry, Sampled]] = deque()
+        """Those of them that had no id yet when they were to be told of."""
         self.asked: dict[int, tuple[Any, int]] = {}
         """Open hops whose task has been asked to cancel, by id: the entry, and since when that is known; 0 once told."""
         self.finalized_by_multiprocessing = False
@@ -254,17 +257,27 @@ def cut(noted: Iterable[Entry], way: str, *, ended: bool) -> None:
 
 
 def _tell_cut() -> bool:
+    """Tell of what has been cut off; one that another thread is making visible just now waits for the next call, once."""
     told = False
-    while True:
-        try:
-            entry, sampled = _state.cut.popleft()
-        except IndexError:
-            return told
-        if not entry.id:  # another thread is making it visible just now
-            _state.cut.appendleft((entry, sampled))
-            return told
+    for each in _taken(_state.unnamed):
+        _died(*each)
         told = True
-        _died(entry, sampled)
+    for entry, sampled in _taken(_state.cut):
+        if entry.id:
+            _died(entry, sampled)
+            told = True
+        else:
+            _state.unnamed.append((entry, sampled))
+    return told
+
+
+def _taken(waiting: deque[tuple[Entry, Sampled]]) -> Iterator[tuple[Entry, Sampled]]:
+    """Take out what is there, one by one; another thread may be at it too."""
+    while waiting:
+        try:
+            yield waiting.popleft()
+        except IndexError:
+            return
 
 
 def _died(entry: Entry, sampled: Sampled) -> None:
@@ -410,6 +423,8 @@ def leave(way: str, why: str) -> None:
         if mine:
             process.telemetry.ticking.release()
     _tell_cut()
+    if _state.unnamed:
+        _tell_cut()
     _sum_up(process, way)
     _write_report(way)
     left = max(0.0, until - time.monotonic())
@@ -459,7 +474,8 @@ def _abandon(noted: Entry | Note, why: str, sampled: Sampled) -> int:
         _describe(entry, sampled)
         if entry.kind in ("send", "push") and names.PEER not in (entry.attributes or ()):
             entry.set(names.PEER, "unknown")
-        entry.finish("abandoned", why + _awaited(sampled))
+        gone = entry.kind == "task" and entry.runner is not None and entry.runner() is None
+        entry.finish("abandoned", DESTROYED if gone else why + _awaited(sampled))
         _state.cut.append((entry, sampled))
     except Exception:  # noqa: BLE001
         failed("exits.abandon")

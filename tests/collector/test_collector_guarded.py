@@ -179,7 +179,7 @@ def test_the_stock_exporters_bring_it_by_their_variable(running, token, exporter
     ):
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", variable)
         span, cascade = a_span()
-        sender = exporter(**endpoint, timeout=5)
+        sender = exporter(**endpoint, timeout=20)
         assert sender.export([span]) is result
         sender.shutdown()
         status, _, _ = running.request("GET", f"/api/cascades/{cascade}", headers=bearer(token[1]))
@@ -310,7 +310,7 @@ def test_with_a_certificate_both_ports_speak_tls_alone(tmp_path, token, monkeypa
             GrpcExporter(
                 endpoint=f"https://127.0.0.1:{it.grpc_port}",
                 credentials=grpc.ssl_channel_credentials(Path(pair.cert).read_bytes()),
-                timeout=5,
+                timeout=20,
             ),
         ):
             span, cascade = a_span()
@@ -327,7 +327,7 @@ def test_with_a_certificate_both_ports_speak_tls_alone(tmp_path, token, monkeypa
             grpc.insecure_channel(f"127.0.0.1:{it.grpc_port}") as channel,
             pytest.raises(grpc.RpcError) as raised,
         ):
-            TraceServiceStub(channel).Export(ExportTraceServiceRequest(), timeout=5)
+            TraceServiceStub(channel).Export(ExportTraceServiceRequest(), timeout=20)
         assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
         old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         old.check_hostname, old.verify_mode = False, ssl.CERT_NONE

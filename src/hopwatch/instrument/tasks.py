@@ -396,21 +396,27 @@ def _ended_in(loop: Any) -> list[tuple[Any, Any]]:
     return out
 
 
+_gone: Final[dict[int, Note | Entry]] = {}
+"""What had lost its task at the last look."""
+
+
 def look(_: int) -> None:
     """Report the tasks that were collected while pending. Called by the ticker."""
     while destroyed:
         _bury(*destroyed.popleft())
     ledger = hopwatch_process.here().ledger
-    for entry in [*ledger.invisible(), *ledger.open_hops()]:
-        # A child of gather() is collected without a word (asyncio switches the report off for it).
-        if (
-            entry.kind == "task"
-            and entry.runner is not None
-            and entry.done is None
-            and entry.runner() is None
-            and not destroyed
-        ):
+    gone = {
+        id(entry): entry
+        for entry in [*ledger.invisible(), *ledger.open_hops()]
+        if entry.kind == "task" and entry.runner is not None and entry.done is None and entry.runner() is None
+    }
+    # A child of gather() is collected without a word (asyncio switches the report off for it). Of others the word may be on
+    # its way: a collector that runs in another thread clears the references to a task before it has asyncio tell of it.
+    for each, entry in gone.items():
+        if each in _gone:
             _bury(entry, None)
+    _gone.clear()
+    _gone.update(gone)
 
 
 def _bury(noted: Note | Entry, waiting: dict[str, Any] | None) -> None:
@@ -428,7 +434,7 @@ def _bury(noted: Note | Entry, waiting: dict[str, Any] | None) -> None:
         )  # in a cyclic collection the coroutine is often closed before asyncio tells of the task
     set_location(entry)
     what = "; it awaited " + _phrase(waiting) if waiting else ""
-    reason = f"the task was destroyed while pending, for nothing kept a reference to it{what}"
+    reason = f"{exits.DESTROYED}{what}"
     if waiting:
         entry.set(names.HOP_WAITS, json.dumps(waiting, ensure_ascii=False))
     entry.finish("abandoned", reason)
