@@ -25,6 +25,7 @@ from hopwatch import attributes as names
 from hopwatch import blackbox, process, reaping, records
 from hopwatch.blackbox import HEADER, SLOT, BlackBox, BoxError, OpenHop
 from hopwatch.ledger import Ledger
+from hopwatch.state_folder import FolderError
 from hopwatch.telemetry import begin
 from hopwatch.verdict import judge
 
@@ -539,7 +540,7 @@ def test_a_folder_that_others_could_have_filled_is_refused_with_one_remark_and_t
     assert boxed.box.path is None
     (said,) = [record.getMessage() for record in caplog.records]
     assert "boxes" in said
-    with pytest.raises(BoxError):
+    with pytest.raises(FolderError):
         reaped(place)
 
 
@@ -1052,5 +1053,5 @@ def test_hopwatch_reap_refuses_a_folder_that_others_can_write(folder):
     folder.chmod(0o777)
     done = command("--folder", str(folder))
     assert done.returncode == 1
-    assert "can be written by other users" in done.stderr
+    assert "can be written to by others" in done.stderr
     assert command("--folder", "boxes").returncode == 2

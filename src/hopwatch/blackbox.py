@@ -28,6 +28,7 @@ from zlib import adler32, crc32
 
 from hopwatch import attributes as names
 from hopwatch.process import encodable, failed, logger
+from hopwatch.state_folder import FolderError, checked
 
 try:
     import fcntl
@@ -83,54 +84,6 @@ _owned: set[tuple[int, int]] = set()
 
 class BoxError(ValueError):
     """A file is not a black box that can be trusted; the message says why."""
-
-
-# The folder ----------------------------------------------------------------------------------------------------
-
-
-def default_folder(environment: Any = os.environ) -> str | None:
-    """The folder of this user's boxes, under the XDG state directory; None where the user has no home."""
-    state = environment.get("XDG_STATE_HOME", "")
-    if not state.startswith("/"):
-        home = os.path.expanduser("~")  # noqa: PTH111 - pathlib's raises where there is no home
-        if not os.path.isabs(home):  # noqa: PTH117 - it is a text here
-            return None
-        state = os.path.join(home, ".local", "state")  # noqa: PTH118
-    return os.path.join(state, "hopwatch")  # noqa: PTH118
-
-
-def checked_folder(folder: str, *, make: bool = False) -> Path | None:
-    """The folder, if it is one that only this user can have put boxes into.
-
-    Args:
-        folder: its path.
-        make: whether to make it, and those above it, where it does not exist.
-
-    Returns:
-        The path; None where it does not exist.
-
-    Raises:
-        BoxError: it is a symbolic link, another user's, writable by others, or cannot be used.
-    """
-    path = Path(folder)
-    try:
-        if make:
-            with contextlib.suppress(FileExistsError):
-                path.mkdir(mode=0o700, parents=True)
-        found = path.lstat()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise BoxError(f"the folder {folder} cannot be used: {error.strerror or error}") from None
-    if not stat.S_ISDIR(found.st_mode):
-        raise BoxError(
-            f"{folder} is not a folder, or is a symbolic link; name another one in HOPWATCH_BLACKBOX"
-        )
-    if found.st_uid != os.geteuid():
-        raise BoxError(f"the folder {folder} belongs to another user; name another one in HOPWATCH_BLACKBOX")
-    if found.st_mode & 0o022:
-        raise BoxError(f"the folder {folder} can be written by other users; `chmod go-w` it")
-    return path
 
 
 # Writing -------------------------------------------------------------------------------------------------------
@@ -315,7 +268,7 @@ class BlackBox:
                         self._make()
                     else:
                         self._grow()
-                except (OSError, BoxError, ValueError) as error:
+                except (OSError, ValueError) as error:
                     self._full = True
                     logger.warning(
                         "hopwatch: %s; hops that are open when this process is killed may not be told of.",
@@ -330,9 +283,9 @@ class BlackBox:
                 return None
 
     def _make(self) -> None:
-        folder = checked_folder(self.folder, make=True)
+        folder = checked(self.folder, make=True)
         if folder is None:
-            raise BoxError(f"the folder {self.folder} could not be made")
+            raise FolderError(f"the folder {self.folder} could not be made")
         self.agent = self._name_of()
         name = f"{file_prefix(self.agent)}{self._pid}-{self._instance}"
         unfinished = folder / f"{name}{UNFINISHED}"

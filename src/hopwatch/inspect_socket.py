@@ -23,7 +23,7 @@ import zlib
 from typing import TYPE_CHECKING, Final
 
 from hopwatch.process import current, failed, logger
-from hopwatch.state_folder import VARIABLE, state_folder
+from hopwatch.state_folder import VARIABLE, FolderError, checked, named
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -112,6 +112,23 @@ def peer_of(connection: socket.socket) -> int | None:
     if hasattr(socket, "LOCAL_PEERCRED"):  # macOS, the BSDs: version and user id come first
         return int(struct.unpack("2I", connection.getsockopt(0, socket.LOCAL_PEERCRED, 76)[:8])[1])
     return None
+
+
+_told: set[str] = set()
+
+
+def _folder() -> Path | None:
+    """This process's folder, made where it does not exist; None where there can be none. The log says so, once."""
+    folder, _ = named()
+    if folder is None:
+        return None
+    try:
+        return checked(folder, make=True)
+    except FolderError as error:
+        if folder not in _told:
+            _told.add(folder)
+            logger.warning("hopwatch: nothing can be left for others to look at: %s.", error)
+        return None
 
 
 class _Serving:
@@ -216,7 +233,7 @@ class _Serving:
             if self._listener is None:
                 if self._delay and self._stop.wait(self._delay):
                     return
-                folder = state_folder()
+                folder = _folder()
                 if folder is None or not self._open(folder):
                     return
                 sweep(folder)

@@ -13,6 +13,7 @@ import secrets
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from hopwatch import state_folder
 from hopwatch.ledger import CAPACITY, Entry, Ledger
 
 if TYPE_CHECKING:
@@ -127,18 +128,9 @@ def read_settings(environment: Any = os.environ) -> Settings:
             return default
         return value
 
-    from hopwatch.blackbox import default_folder  # noqa: PLC0415 - it needs this module
-
-    blackbox: str | None = environment.get("HOPWATCH_BLACKBOX", "").strip()
-    if blackbox and blackbox.lower() != "off" and not os.path.isabs(os.path.expanduser(blackbox)):  # noqa: PTH111, PTH117 - raises nothing
-        problems.append(
-            f"HOPWATCH_BLACKBOX is {blackbox!r}; it is the absolute path of a folder, or off. The default is used"
-        )
-        blackbox = ""
-    if not blackbox:
-        blackbox = default_folder(environment)
-    else:
-        blackbox = None if blackbox.lower() == "off" else os.path.expanduser(blackbox)  # noqa: PTH111
+    blackbox, problem = state_folder.named(environment)
+    if problem is not None:
+        problems.append(problem)
     signals = environment.get("HOPWATCH_SIGNALS", "on").strip().lower() or "on"
     if signals not in ("on", "off"):
         problems.append(f"HOPWATCH_SIGNALS is {signals!r}; it is on or off. on is used")

@@ -15,9 +15,10 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from hopwatch import blackbox, records
+from hopwatch import blackbox, records, state_folder
 from hopwatch.blackbox import POSSIBLE, SUFFIX, UNFINISHED, Box, BoxError
 from hopwatch.process import failed, logger
+from hopwatch.state_folder import FolderError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,10 +76,10 @@ def reap(folder: str, deliver: Callable[[Box], None], *, agent: str | None = Non
         What was found.
 
     Raises:
-        BoxError: the folder cannot be trusted.
+        FolderError: the folder cannot be trusted.
     """
     out = Reaped()
-    path = blackbox.checked_folder(folder)
+    path = state_folder.checked(folder)
     if path is None or not POSSIBLE or not _one_at_a_time.acquire(blocking=False):
         return out
     try:
@@ -124,7 +125,7 @@ def lying(folder: Path) -> Lying:
     finds it taken, and does so at the next look.
 
     Args:
-        folder: one that `blackbox.checked_folder` has accepted.
+        folder: one that `state_folder.checked` has accepted.
     """
     out = Lying()
     with _one_at_a_time, contextlib.suppress(OSError):
@@ -237,14 +238,14 @@ def _set_aside(path: Path, why: str, out: Reaped) -> None:
         if stat.S_ISDIR(found.st_mode):
             say_once(f"{why}, and a folder is not set aside")
             return
-        blackbox.checked_folder(str(kept), make=True)
+        state_folder.checked(kept, make=True)
         files = sorted(kept.iterdir(), key=lambda each: each.lstat().st_mtime)
         for oldest in files[: max(0, len(files) - MAX_SET_ASIDE + 1)]:
             oldest.unlink()
         path.rename(kept / path.name)
     except FileNotFoundError:
         return
-    except (OSError, BoxError) as error:
+    except (OSError, FolderError) as error:
         say_once(f"{why}, and it cannot be set aside: {error}")
         return
     logger.warning("hopwatch: %s. It was set aside in %s; what was open in it is not known.", why, kept)
@@ -349,7 +350,7 @@ class Successor:
             found = reap(self._box.folder, through(self._tracer, flush), agent=self._box.agent)
             for box, why in found.undelivered:
                 say_once(f"what was open in process {box.pid} of {box.agent} could not be told: {why}")
-        except BoxError as error:
+        except FolderError as error:
             say_once(str(error))
         except Exception:  # noqa: BLE001 - nothing of ours reaches the application
             failed("reaping.successor")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from canned_cascades import hopwatch
 
-from hopwatch import blackbox, reaping
+from hopwatch import reaping
 from hopwatch.cli import left
 from hopwatch.cli.doctor import examine
 from test_blackbox import dead
@@ -131,10 +131,9 @@ def test_a_name_that_an_agent_gave_itself_comes_without_control_characters(folde
 def test_a_folder_that_others_can_write_to_is_refused_by_both(folder):
     folder.mkdir()
     folder.chmod(0o777)
-    assert told(folder) == [("problem", f"the folder {folder} can be written by other users: {NOT_TOLD}")]
-    assert asked(folder) == [
-        ("problem", f"{folder} can be written to by others (mode 0777): {NOT_ASKED}"),
-    ]
+    problem = f"the folder {folder} can be written to by others (mode 0777)"
+    assert told(folder) == [("problem", f"{problem}: {NOT_TOLD}")]
+    assert asked(folder) == [("problem", f"{problem}: {NOT_ASKED}")]
     folder.chmod(0o700)
     assert [level for level, _ in told(folder) + asked(folder)] == ["ok", "ok"]
 
@@ -163,20 +162,27 @@ def test_a_folder_that_cannot_be_written_to_or_made_is_told_of(tmp_path, monkeyp
 def test_a_folder_of_another_user_is_refused(folder):
     folder.mkdir(mode=0o700)
     os.chown(folder, 12345, -1)
-    assert told(folder) == [("problem", f"the folder {folder} belongs to another user: {NOT_TOLD}")]
-    assert asked(folder) == [("problem", f"{folder} belongs to user 12345, not to 0: {NOT_ASKED}")]
+    problem = f"the folder {folder} belongs to user 12345, not to 0"
+    assert told(folder) == [("problem", f"{problem}: {NOT_TOLD}")]
+    assert asked(folder) == [("problem", f"{problem}: {NOT_ASKED}")]
 
 
-def test_switched_off_is_a_note_and_a_path_that_is_none_a_problem():
+def test_switched_off_is_a_note_and_for_a_path_that_is_none_the_default_holds(folder):
     assert told("off") == [("note", f"HOPWATCH_BLACKBOX=off: {NOT_TOLD}")]
     assert asked("off") == [("note", f"HOPWATCH_BLACKBOX=off: {NOT_ASKED}")]
-    assert asked("some/where") == [
-        ("problem", f"HOPWATCH_BLACKBOX is some/where, which is no absolute path: {NOT_ASKED}")
-    ]
+    environment = {"HOPWATCH_BLACKBOX": "some/where", "XDG_STATE_HOME": str(folder)}
+    for each in (*left.boxes(environment), *left.sockets(environment)):
+        assert (each.level, f"{folder}/hopwatch" in each.text) == ("ok", True)
+
+
+def test_a_folder_below_the_home_is_that_of_whoever_has_the_environment(folder):
+    environment = {"HOPWATCH_BLACKBOX": "~/boxes", "HOME": str(folder)}
+    for each in (*left.boxes(environment), *left.sockets(environment)):
+        assert (each.level, f"{folder}/boxes" in each.text) == ("ok", True)
 
 
 def test_a_user_without_a_home_is_warned(monkeypatch):
-    monkeypatch.setattr(blackbox, "default_folder", lambda _: None)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as it does where nobody knows one
     (box,) = left.boxes({})
     (socket,) = left.sockets({})
     assert (box.level, socket.level) == ("warning", "warning")

@@ -480,15 +480,15 @@ def reap_dead(ctx: click.Context, *, folder: str | None, url: str, token: str | 
     A collector on the same host does that by itself, and so does the next process of the same agent. Ends with 0, or
     with 1 if something could not be delivered: it is then still there.
     """
-    from hopwatch.blackbox import BoxError  # noqa: PLC0415 - only this command needs it
-    from hopwatch.cli import dead  # noqa: PLC0415
+    from hopwatch.cli import dead  # noqa: PLC0415 - only this command needs it
+    from hopwatch.state_folder import FolderError  # noqa: PLC0415
 
     where = _blackbox(folder)
     if where is None:
         raise click.ClickException("Black boxes are switched off here; name a folder with --folder.")
     try:
         found = dead.find(where, url, token)
-    except BoxError as error:
+    except FolderError as error:
         raise click.ClickException(f"{error}.") from None
     if as_json:
         _write_json(dead.as_dict(found))

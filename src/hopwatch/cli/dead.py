@@ -33,7 +33,7 @@ def find(folder: str, url: str, token: str | None = None) -> Reaped:
         token: what it wants of everybody, if it does.
 
     Raises:
-        BoxError: the folder cannot be trusted.
+        FolderError: the folder cannot be trusted.
         Unreachable: `SSL_CERT_FILE` or `SSL_CERT_DIR` cannot be read.
     """
     with connection(url, token) as http:

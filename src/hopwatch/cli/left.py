@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from hopwatch import blackbox, inspect_socket, reaping, state_folder
-from hopwatch.blackbox import BoxError
 from hopwatch.cli.doctor import Finding, Level
 from hopwatch.cli.text import plain
-from hopwatch.process import read_settings
-from hopwatch.state_folder import FolderRefusedError
+from hopwatch.state_folder import FolderError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -27,77 +25,71 @@ MOST_NAMED: Final = 3
 _UNSET: Final = f"unset {VARIABLE}, or set it to the absolute path of a folder that only you can write to"
 
 
+class _UnusableError(Exception):
+    """Nothing can be left in the folder: why, what to do, and how bad that is."""
+
+    def __init__(self, why: str, remedy: str = _UNSET, *, level: Level = "problem") -> None:
+        super().__init__(why)
+        self.why, self.remedy, self.level = why, remedy, level
+
+
 def boxes(environment: Mapping[str, str]) -> Iterator[Finding]:
     """What is to be said of the folder of black boxes that an agent with this environment would use."""
-    folder = read_settings(environment).blackbox
     if not blackbox.POSSIBLE:
         yield _not_kept(
             "this system has no POSIX locks", "run agents on Linux, say, or do without", level="note"
         )
         return
-    if folder is None:
-        off = environment.get(VARIABLE, "").strip().lower() == "off"
-        if off:
-            yield _not_kept(f"{VARIABLE}=off", level="note")
-        else:
-            yield _not_kept("this user has no home folder", level="warning")
-        return
     try:
-        path = blackbox.checked_folder(folder)
-    except BoxError as error:
-        yield _not_kept(*_refused(error))
+        folder, exists = _folder(environment)
+    except _UnusableError as error:
+        yield _not_kept(error.why, error.remedy, level=error.level)
         return
-    problem = _cannot_write(Path(folder))
-    if problem is not None:
-        yield _not_kept(problem)
+    if not exists:
+        yield Finding("ok", "black box", f"the folder {plain(str(folder))} will be made by the first agent")
         return
-    if path is None:
-        yield Finding("ok", "black box", f"the folder {plain(folder)} will be made by the first agent")
-        return
-    found = reaping.lying(path)
+    found = reaping.lying(folder)
     yield Finding(
         "ok",
         "black box",
-        f"the folder {plain(folder)} has {_boxes(found.alive)} of processes that live",
+        f"the folder {plain(str(folder))} has {_boxes(found.alive)} of processes that live",
     )
-    yield from _dead(found, plain(folder))
+    yield from _dead(found, plain(str(folder)))
 
 
 def sockets(environment: Mapping[str, str]) -> Iterator[Finding]:
     """What is to be said of the folder where an agent with this environment would have its socket."""
-    named = environment.get(VARIABLE, "").strip()
-    folder = state_folder.wanted(environment)
-    if folder is None and named.lower() == "off":
-        yield _not_asked(f"{VARIABLE}=off", level="note")
-        return
-    if folder is None and named:
-        yield _not_asked(f"{VARIABLE} is {plain(named)}, which is no absolute path")
-        return
-    if folder is None:
-        yield _not_asked("this user has no home folder", level="warning")
-        return
     try:
-        state_folder.checked(folder)
-    except FileNotFoundError:
-        problem = _cannot_write(folder)
-        if problem is not None:
-            yield _not_asked(problem)
-        else:
-            yield Finding("ok", "socket", f"each agent will have one in {plain(folder)}")
+        folder, exists = _folder(environment)
+    except _UnusableError as error:
+        yield _not_asked(error.why, error.remedy, level=error.level)
         return
-    except (FolderRefusedError, OSError) as error:
-        yield _not_asked(*_refused(error))
-        return
-    problem = _cannot_write(folder)
-    if problem is not None:
-        yield _not_asked(problem)
+    if not exists:
+        yield Finding("ok", "socket", f"each agent will have one in {plain(str(folder))}")
         return
     there = [each.name for each in folder.glob("*.sock") if inspect_socket.FILE.fullmatch(each.name)]
     left = sum(inspect_socket.is_left_behind(each) for each in there)
-    told = f"{_processes(len(there) - left)} can be asked by `hopwatch ps` in {plain(folder)}"
+    told = f"{_processes(len(there) - left)} can be asked by `hopwatch ps` in {plain(str(folder))}"
     if left:
         told += f"; of dead ones there {'is' if left == 1 else 'are'} {left}, which the next one removes"
     yield Finding("ok", "socket", told)
+
+
+def _folder(environment: Mapping[str, str]) -> tuple[Path, bool]:
+    """The folder that an agent with this environment would use, and whether it exists already."""
+    named, _ = state_folder.named(environment)
+    if named is None and environment.get(VARIABLE, "").strip().lower() == "off":
+        raise _UnusableError(f"{VARIABLE}=off", level="note")
+    if named is None:
+        raise _UnusableError("this user has no home folder", level="warning")
+    try:
+        found = state_folder.checked(named)
+    except FolderError as error:
+        raise _UnusableError(*_refused(error)) from None
+    problem = _cannot_write(Path(named))
+    if problem is not None:
+        raise _UnusableError(problem)
+    return Path(named), found is not None
 
 
 def _dead(found: reaping.Lying, folder: str) -> Iterator[Finding]:
@@ -155,8 +147,6 @@ def _not_asked(why: str, remedy: str = _UNSET, *, level: Level = "problem") -> F
 def _refused(error: Exception) -> tuple[str, str]:
     """What is wrong with a folder, and what to do."""
     what, _, remedy = str(error).partition("; ")
-    if remedy.startswith("`chmod"):
-        return what, f"{remedy}, if it is yours alone, or name another one in {VARIABLE}"
     return what, plain(remedy) or _UNSET
 
 

@@ -64,11 +64,10 @@ def found_in(folder: Path, owner: int | None = None) -> list[Found]:
     """
     owner = os.geteuid() if owner is None else owner
     try:
-        state_folder.checked(folder, owner)
-    except state_folder.FolderRefusedError as error:
+        if state_folder.checked(folder, owner=owner) is None:
+            return []
+    except state_folder.FolderError as error:
         raise PsError(str(error)) from None
-    except OSError:
-        return []
     inspect_socket.sweep(folder)
     out = []
     for path in sorted(folder.glob("*.sock")):
@@ -84,11 +83,11 @@ def process(pid: int) -> Found:
     Raises:
         PsError: there is none, or it has no socket.
     """
-    folder = state_folder.wanted()
+    folder, _ = state_folder.named()
     looked = []
     if folder is not None:
-        looked.append(folder)
-        for each in found_in(folder):
+        looked.append(Path(folder))
+        for each in found_in(Path(folder)):
             if each.pid == pid:
                 return each
     # It may have been started with another folder than ours.
@@ -116,8 +115,8 @@ def _folder_of(pid: int) -> tuple[Path, int] | None:
     except OSError:
         return None
     pairs = (each.partition(b"=") for each in raw.split(b"\0"))
-    folder = state_folder.wanted({os.fsdecode(name): os.fsdecode(value) for name, _, value in pairs})
-    return (folder, owner) if folder is not None else None
+    folder, _ = state_folder.named({os.fsdecode(name): os.fsdecode(value) for name, _, value in pairs})
+    return (Path(folder), owner) if folder is not None else None
 
 
 def ask(found: Found, what: str, patience: float = PATIENCE) -> dict[str, Any]:
@@ -206,12 +205,12 @@ def everybody() -> list[tuple[Found, dict[str, Any] | str]]:
     Raises:
         PsError: the folder is not safe.
     """
-    folder = state_folder.wanted()
+    folder, _ = state_folder.named()
     if folder is None:
         raise PsError(
-            f"{state_folder.VARIABLE} is off, or no absolute path: there is no folder to look into."
+            f"{state_folder.VARIABLE} is off, or this user has no home: there is no folder to look into."
         )
-    found = found_in(folder)[:MOST_ASKED]
+    found = found_in(Path(folder))[:MOST_ASKED]
     if not found:
         return []
 

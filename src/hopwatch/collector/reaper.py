@@ -13,14 +13,15 @@ from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from hopwatch.attributes import PROCESS_KILLED
-from hopwatch.blackbox import Box, BoxError
 from hopwatch.collector.batch import Batch
 from hopwatch.reaping import SPAN_NAME, reap, say_once
 from hopwatch.records import Shutdown, abandoned_attributes, read_hop
+from hopwatch.state_folder import FolderError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from hopwatch.blackbox import Box
     from hopwatch.collector.store import Store
 
 EVERY: Final = 0.5
@@ -60,7 +61,7 @@ class Reaper:
         """Look once.
 
         Raises:
-            BoxError: the folder cannot be trusted.
+            FolderError: the folder cannot be trusted.
         """
         found = reap(self._folder, self._deliver)
         for box in found.boxes:
@@ -74,7 +75,7 @@ class Reaper:
         while not self._stop.wait(EVERY):
             try:
                 self.look()
-            except BoxError as error:
+            except FolderError as error:
                 say_once(str(error))
             except Exception:  # noqa: BLE001 - the collector goes on, and the box is still there
                 _log.exception("the black boxes in %s could not be looked at", self._folder)

@@ -19,7 +19,6 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 
-from hopwatch.blackbox import BoxError, checked_folder
 from hopwatch.collector.access import Access, address_of, check, warnings
 from hopwatch.collector.api import Api, on_failure, on_http_error
 from hopwatch.collector.connections import BoundedHttp
@@ -34,6 +33,7 @@ from hopwatch.collector.store import StoreError
 from hopwatch.collector.store.sqlite import SqliteStore
 from hopwatch.collector.traffic import Traffic
 from hopwatch.process import read_settings
+from hopwatch.state_folder import FolderError, checked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -156,8 +156,8 @@ class Collector:
             raise ServeError(str(error)) from None
         if blackbox is not None:
             try:
-                checked_folder(blackbox)
-            except BoxError as error:
+                checked(blackbox)
+            except FolderError as error:
                 raise ServeError(f"{error}; or use --blackbox") from None
         location = default_store() if store is None else store
         # Sockets first: a port that is taken shall not leave a new store behind.
