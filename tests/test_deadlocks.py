@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import contextvars
 import json
 import sys
 import time
@@ -327,12 +328,33 @@ def test_a_holder_outside_any_cascade_is_part_of_it(play):
             async with lock:
                 pass
 
-        import contextvars
-
         others["outside"] = contextvars.Context().run(spawn, outside(), "outside")
         return [spawn(inside(), "inside"), others["outside"]]
 
     assert play(main) == [("inside", "outside")]
+
+
+@pytest.mark.parametrize("inside", [True, False], ids=["inside", "outside"])
+@pytest.mark.parametrize("how", ["method", "function", "argument"])
+def test_a_timer_that_cancels_one_of_them_undoes_it(play, inside, how):
+    def cancel(task):
+        task.cancel()
+
+    async def main():
+        tasks = two_locks()
+        call_later = asyncio.get_running_loop().call_later
+        what = {
+            "method": (tasks[0].cancel,),
+            "function": (lambda: tasks[0].cancel("late"),),
+            "argument": (cancel, tasks[0]),
+        }
+        if inside:
+            call_later(60, *what[how])
+        else:
+            contextvars.Context().run(call_later, 60, *what[how])
+        return tasks
+
+    assert play(main) == []
 
 
 # What is told ---------------------------------------------------------------------------------------------------------

@@ -111,6 +111,8 @@ class Program:
         task = asyncio.get_running_loop().create_task(coro)
         self.kept.add(task)
         task.add_done_callback(self.kept.discard)
+        # Where it was cancelled before it had begun.
+        task.add_done_callback(lambda done: self.over(work, "cancelled") if done.cancelled() else None)
         return task
 
     async def piece(self, work, body, late=False):
@@ -257,14 +259,12 @@ class Program:
         self.write("D", f"{work}a")
         task.cancel()
         await asyncio.wait([task])
-        self.over(f"{work}a", "cancelled")  # where it had not even begun
 
     async def do_timeout(self, work, draw):
         task = self.spawn(f"{work}o", self.forever)
         self.write("D", f"{work}o")
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(task, draw.uniform(0, 0.02))
-        self.over(f"{work}o", "cancelled")
 
     async def do_late(self, work, draw):
         """Have something start when this work may be over: nobody can know of it before it does."""

@@ -23,6 +23,7 @@ from hopwatch import telemetry, waits
 from hopwatch.instrument.service import is_service
 from hopwatch.instrument.tasks import hop_in
 from hopwatch.process import current, failed
+from hopwatch.waits.timers import WRAPPING
 
 if TYPE_CHECKING:
     from hopwatch.instrument import Patches
@@ -176,6 +177,9 @@ class _Timed:
     def __repr__(self) -> str:
         # As asyncio's debug mode and its messages show the callback.
         return repr(self.callback)
+
+
+WRAPPING.add(_Timed)
 
 
 def _scheduling(original: Any) -> Any:

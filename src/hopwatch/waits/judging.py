@@ -246,7 +246,9 @@ class _Look:
         when = timer_in(frames, task)
         if when is None and (wait.asks or not wait.moves):
             handles = self.timers.of(loop_of(task))
-            when = handles.ending((id(task),))[1] if handles.complete else hidden_timer(frames, task)
+            when = handles.ending((id(task),))[1]
+            if when is None and not handles.complete:
+                when = hidden_timer(frames, task)
         wait = wait if when is None else _bounded(wait, when)
         return _told(self._sending(wait, task, frames), task, frames)
 

@@ -8,6 +8,7 @@ import gc
 import time
 import types
 from collections import deque
+from contextvars import Context
 from operator import is_
 from typing import TYPE_CHECKING, Any, Final
 
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
 
 REACHED: Final = 256
 """How many objects are looked at for a deadline that hides behind context managers."""
+INSIDE: Final = 256
+"""How large a container may be, that a timer's function closes over, for what is in it to be looked at."""
+_CONTAINERS: Final = (list, tuple, set, dict, deque)
 TIMERS: Final = 1000
 """How many timers a loop may have for them to be searched."""
 
@@ -67,17 +71,26 @@ class Timers:
 class HandlesOfLoop:
     """The handles of one loop, by the objects that they act on."""
 
-    __slots__ = ("_acting", "_closures", "_known", "_last", "_loop", "_names", "_whole", "complete")
+    __slots__ = (
+        "_acting",
+        "_closures",
+        "_known",
+        "_last",
+        "_loop",
+        "_names",
+        "_uvloop",
+        "_whole",
+        "complete",
+    )
 
     def __init__(self, loop: object) -> None:
         self._loop = loop  # kept, as are the handles, so that no id becomes another's
         self._known: dict[int, Any] = {}
         self._last: dict[str, list[Any]] = {}
         self._acting: dict[int, list[Any]] = {}
-        self._names = [
-            name for name in ("_ready", "_scheduled") if field_of(loop, name) is not None
-        ]  # uvloop: none
+        self._names = [name for name in ("_ready", "_scheduled") if field_of(loop, name) is not None]
         self._whole = len(self._names) == 2 and module_of(type(loop)).startswith("asyncio.")
+        self._uvloop = not self._names and module_of(type(loop)).partition(".")[0] == "uvloop"
         self._closures: list[Any] = []  # what these act on may change at any time
         self.complete = False
         """Whether every timer of the loop has been read: it is asyncio's own, and has not too many."""
@@ -89,9 +102,8 @@ class HandlesOfLoop:
         if len(self._known) > 4 * TIMERS:
             for kept in (self._known, self._last, self._acting, self._closures):
                 kept.clear()
-        for name in self._names:
-            handles = field_of(self._loop, name)
-            if type(handles) not in (list, deque) or len(handles) > TIMERS:
+        for name, handles in self._kept():
+            if type(handles) not in (list, deque, set) or len(handles) > TIMERS:
                 complete = False
                 continue
             now = list(handles)  # one step under the GIL
@@ -104,6 +116,16 @@ class HandlesOfLoop:
                     self._known[id(handle)] = handle
                     self._learn(handle)
         self.complete = complete
+
+    def _kept(self) -> list[tuple[str, Any]]:
+        """Where the loop has its handles. uvloop shows only its collector of garbage, and that without names."""
+        if not self._uvloop:
+            return [(name, field_of(self._loop, name)) for name in self._names]
+        return [
+            (str(at), thing)
+            for at, thing in enumerate(gc.get_referents(self._loop))
+            if type(thing) in (set, deque) and 0 < len(thing) <= TIMERS and _is_of_uvloop(thing)
+        ]
 
     def _learn(self, handle: Any) -> None:
         acted_on, fixed = _acted_on(handle)
@@ -119,7 +141,9 @@ class HandlesOfLoop:
 
     def ending(self, wanted: Collection[int]) -> tuple[bool, float | None]:
         """Tell whether a handle is about to act on an object with one of these ids, and when the first timer does."""
-        found = [handle for one in wanted for handle in self._acting.get(one, ()) if not handle._cancelled]  # noqa: SLF001
+        found = [
+            handle for one in wanted for handle in self._acting.get(one, ()) if not _is_cancelled(handle)
+        ]
         found.extend(
             handle for handle in self._closures if any(one in wanted for one in _acted_on(handle)[0])
         )
@@ -127,17 +151,21 @@ class HandlesOfLoop:
         return bool(found), min(times, default=None)
 
 
+WRAPPING: Final[set[type]] = set()
+"""Types of callables that stand for another one, which they have as `callback`: what a timer was given is inside."""
+_UVLOOP: Final = "uvloop.loop"
+
 # Methods of C that know their class are of a type below the second.
 _BOUND: Final = (types.MethodType, types.BuiltinMethodType)
 
 
 def _acted_on(handle: Any) -> tuple[list[int], bool]:
     """Return the ids of what a callback of the loop acts on, as far as one step shows, and whether that is for good."""
-    cls = type(handle)
-    if (cls is not asyncio.TimerHandle and cls is not asyncio.Handle) or handle._cancelled:  # noqa: SLF001
-        return [], True
-    callback, args = handle._callback, handle._args  # noqa: SLF001
+    callback, args = _called_by(handle)
     cls = type(callback)
+    if cls in WRAPPING:
+        callback = callback.callback
+        cls = type(callback)
     if cls is functools.partial:
         args = (*callback.args, *(args or ()))
         callback = callback.func
@@ -147,6 +175,13 @@ def _acted_on(handle: Any) -> tuple[list[int], bool]:
         things.append(callback.__self__)
     elif cls is types.FunctionType and callback.__closure__:
         things = cells_of(callback)
+        # `lambda: tasks[0].cancel()`
+        things += [
+            one
+            for each in things
+            if type(each) in _CONTAINERS and len(each) <= INSIDE
+            for one in gc.get_referents(each)
+        ]
     fixed = not things or cls is not types.FunctionType
     if args:
         things.extend(args[:8])
@@ -162,13 +197,43 @@ def _acted_on(handle: Any) -> tuple[list[int], bool]:
     return found, fixed
 
 
+def _called_by(handle: Any) -> tuple[Any, tuple[Any, ...] | None]:
+    """Return what a handle will call, and with what; None and None where it will not."""
+    cls = type(handle)
+    if cls is asyncio.TimerHandle or cls is asyncio.Handle:
+        return (None, None) if handle._cancelled else (handle._callback, handle._args)  # noqa: SLF001
+    if module_of(cls) != _UVLOOP:
+        return None, None
+    callback, args = None, None
+    for thing in gc.get_referents(
+        handle
+    ):  # in no order: beside these two the loop, its own timer, the context
+        cls = type(thing)
+        if cls is tuple:
+            args = args or thing
+        elif cls is not Context and callback is None and callable(thing) and module_of(cls) != _UVLOOP:
+            callback = thing
+    return callback, args
+
+
+def _is_cancelled(handle: Any) -> bool:
+    return bool(handle.cancelled())  # of asyncio's handles and of uvloop's, which are all that are known
+
+
+def _is_of_uvloop(handles: Any) -> bool:
+    try:
+        return module_of(type(next(iter(handles)))) == _UVLOOP
+    except (StopIteration, RuntimeError):  # another thread took the last one just now
+        return False
+
+
 def _when(handle: object) -> float | None:
     """Return when a timer of the loop will fire, on the loop's clock; None if it is no timer or will not."""
     cls = type(handle)
     if cls is asyncio.TimerHandle:
         # Not in the heap any more: it has fired. `wait_for` keeps its handle while it waits for what it cancelled.
         return None if handle._cancelled or not handle._scheduled else handle._when  # type: ignore[attr-defined]  # noqa: SLF001
-    if type_name(cls) == "TimerHandle" and module_of(cls) == "uvloop.loop":
+    if type_name(cls) == "TimerHandle" and module_of(cls) == _UVLOOP:
         return None if handle.cancelled() else handle.when()  # type: ignore[attr-defined]
     return None
 
