@@ -162,7 +162,9 @@ def test_the_command_line_shows_the_same_as_plain_lines_and_as_json(start, folde
     assert listed.returncode == 0, listed.stderr
     heading, line = listed.stdout.splitlines()
     assert heading.split() == ["pid", "agent", "hops", "tasks", "oldest", "command"]
-    assert line.split()[:4] == [str(process.pid), "desk", "1", "3"]
+    pid, agent, hops, tasks = line.split()[:4]
+    assert (pid, agent, tasks) == (str(process.pid), "desk", "3")
+    assert int(hops) in (1, 2, 3)  # tasks that have lasted for a second are hops of their own
     shown = hopwatch(process.pid)
     assert shown.returncode == 0, shown.stderr
     assert re.search(

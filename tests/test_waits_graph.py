@@ -740,6 +740,10 @@ def test_what_dissolves_does_not_hold_any_more():
     assert run_on(asyncio.new_event_loop, run()) == (True, (False, []))
 
 
+@pytest.mark.skipif(
+    sys.version_info >= (3, 14),
+    reason="asyncio itself does not list such tasks from Python 3.14 on; ci: may be skipped",
+)
 def test_tasks_in_pure_python_deadlock_as_others_do():
     async def main(book):
         loop = asyncio.get_running_loop()

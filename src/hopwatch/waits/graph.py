@@ -24,6 +24,7 @@ import types
 import weakref
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from hopwatch.waits.chain import (
@@ -850,8 +851,12 @@ def times_inside(frames: list[Frame], lock: Any) -> int:
     times = 0
     for frame in frames:
         things = raw_referents(frame.awaitable)
-        if any(thing is method for thing in things for method in _LEAVING):  # from 3.14, beside its object
-            times += any(_is_or_guards(thing, lock) for thing in things)
+        # From 3.14 the method and its object, one after the other.
+        times += sum(
+            1
+            for method, thing in pairwise(things)
+            if any(method is each for each in _LEAVING) and _is_or_guards(thing, lock)
+        )
         times += sum(
             1
             for thing in things
