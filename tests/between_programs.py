@@ -256,32 +256,36 @@ def at_work(cascade):
     )
 
 
-class LosesAnswers:
-    """Stands before a collector: hands each request on, and loses the first answer to each."""
+class Between:
+    """Stands before a collector and hands requests on, with a fault: answers get lost, or the first request finds it busy.
 
-    def __init__(self, url, stack):
+    Args:
+        busy: how often the first request is refused and not handed on. With 0 all are handed on, and the first answer to
+            each is lost: it looks like a refusal.
+    """
+
+    def __init__(self, url, stack, *, busy=0):
         seen = self.seen = {}
+        """How often each request came, by its body."""
+        taken = self.taken = []
+        """The bodies of those that got a good answer, in that order."""
         client = stack.enter_context(httpx.Client(base_url=url, timeout=60))
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self):
                 body = self.rfile.read(int(self.headers["content-length"]))
-                headers = {
-                    name: value
-                    for name, value in self.headers.items()
-                    if name.lower() in ("content-type", "content-encoding")
-                }
-                answer = client.post(self.path, content=body, headers=headers)
-                key = (self.path, body)
-                seen[key] = seen.get(key, 0) + 1
-                lost = seen[key] == 1
-                content = b"" if lost else answer.content
-                self.send_response(503 if lost else answer.status_code)
-                if not lost:
-                    self.send_header("content-type", answer.headers.get("content-type", "text/plain"))
-                self.send_header("content-length", str(len(content)))
+                times = seen[body] = seen.get(body, 0) + 1
+                refused = times <= (busy or 1) and (not busy or next(iter(seen)) == body)
+                status = 503
+                if not busy or not refused:
+                    kept = {name: self.headers[name] for name in ("content-type", "content-encoding")}
+                    status = client.post(self.path, content=body, headers=kept).status_code
+                if not refused:
+                    taken.append(body)
+                self.send_response(503 if refused else status)
+                self.send_header("content-type", "application/x-protobuf")
+                self.send_header("content-length", "0")
                 self.end_headers()
-                self.wfile.write(content)
 
             def log_message(self, *args):
                 pass

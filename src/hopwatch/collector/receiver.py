@@ -162,6 +162,12 @@ class HttpReceiver:
                 return _error(refused, kind)
             except ClientDisconnect:
                 return Response(status_code=400)  # nobody reads it
+            except asyncio.CancelledError:
+                # uvicorn cancels what a stop has no more time for, and would answer 500: no OTLP sender tries again after that.
+                refused = Refused(503, "the collector is stopping", _UNAVAILABLE, {"retry-after": "1"})
+                if self._traffic is not None:
+                    self._traffic.refused("http", signal, _result(refused.code))
+                return _error(refused, kind)
 
         return endpoint
 
