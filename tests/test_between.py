@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import subprocess
+import sys
 from collections import Counter
 
 import httpx
@@ -26,7 +27,7 @@ from between_programs import (
 )
 from collector.telling import end, foreign, heartbeat, opened, protobuf, trace
 from hopwatch.collector.receiver import MAX_BODY, inflate
-from hopwatch.demo.run import Cast
+from hopwatch.demo.run import Cast, agent_environment, launcher
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(600)]
 
@@ -217,6 +218,28 @@ def test_a_request_that_is_larger_than_our_collector_takes_comes_in_parts(alone)
     assert len(protobuf(*spans)) > MAX_BODY
     tell(otelcol, *spans)
     until(lambda: all(hops_of(alone, cascade) for cascade in cascades), "all hops")
+
+
+def test_what_reap_finds_of_a_dead_process_comes_through(alone, tmp_path):
+    otelcol = Otelcol(alone.cast, "hops-only", HOPWATCH_URL=alone.url, STORE_URL="http://127.0.0.1:9").start()
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import time, hopwatch\nwith hopwatch.cascade('a long job'):\n    time.sleep(3600)\n",
+        encoding="utf-8",
+    )
+    agent = alone.cast.start("agent", [*launcher(), str(program)], agent_environment("agent", otelcol.url))
+    (open_one,) = until(alone.cascades, "the cascade", lambda: alone.cast.tail("agent"))
+    assert open_one["verdict"] == "in_flight"
+    agent.kill()
+    agent.wait(60)
+    reap = [sys.executable, "-m", "hopwatch.cli", "reap", "--url", otelcol.url]
+    folder = str(alone.cast.folder / "blackbox")
+    done = subprocess.run(
+        [*reap, "--folder", folder], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    until(lambda: [each["verdict"] for each in alone.cascades()] == ["broken"], "broken")
+    assert "process_killed" in alone.cascades()[0]["reason"]
 
 
 # Real agents -----------------------------------------------------------------------------------------------------
