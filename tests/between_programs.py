@@ -129,9 +129,17 @@ class Otelcol:
 class Hopwatch:
     """A collector of ours, always at the same ports and with the same store."""
 
-    def __init__(self, cast, name="hopwatch"):
+    def __init__(self, cast, name="hopwatch", *, token=None):
         self.cast = cast
         self.name = name
+        self.options = []
+        self.headers = {}
+        if token is not None:
+            file = cast.folder / f"{name}.token"
+            file.touch(0o600)
+            file.write_text(token, "utf-8")
+            self.options = ["--token-file", str(file)]
+            self.headers = {"authorization": f"Bearer {token}"}
         self.port, self.grpc_port = free_ports(2)
         self.url = f"http://127.0.0.1:{self.port}"
         self.process = None
@@ -143,6 +151,7 @@ class Hopwatch:
             [
                 sys.executable, "-m", "hopwatch.cli", "serve", "--port", str(self.port), "--grpc-port",
                 str(self.grpc_port), "--store", str(self.cast.folder / f"{self.name}.sqlite"), "--blackbox", "off",
+                *self.options,
             ],
         )  # fmt: skip
         until(lambda: self.get("/api/agents"), "hopwatch serve", lambda: self.cast.tail(self.name))
@@ -161,7 +170,7 @@ class Hopwatch:
     def get(self, path):
         """What it answers; None where nobody does."""
         try:
-            return httpx.get(f"{self.url}{path}", timeout=30).raise_for_status().json()
+            return httpx.get(f"{self.url}{path}", headers=self.headers, timeout=30).raise_for_status().json()
         except httpx.TransportError:
             return None
 

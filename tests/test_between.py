@@ -188,6 +188,29 @@ def test_what_a_tail_sampler_decides_of_a_trace_is_nothing_to_its_hops(alone, tm
     assert hops_of(alone, cascade) == {ONE: "ended", TWO: "open"}
 
 
+@pytest.mark.parametrize("recipe", ["everything", "loadbalancing"])
+def test_a_collector_that_wants_a_token_gets_it(alone, recipe):
+    token = "a token that is long enough for anybody".replace(" ", "-")
+    guarded = Hopwatch(alone.cast, "guarded", token=token).start()
+    otelcol = Otelcol(
+        alone.cast,
+        recipe,
+        HOPWATCH_TOKEN=token,
+        HOPWATCH_URL=guarded.url,
+        HOPWATCH_A_URL=guarded.url,
+        HOPWATCH_B_URL=guarded.url,
+        HOPWATCH_A_GRPC=f"127.0.0.1:{guarded.grpc_port}",
+        HOPWATCH_B_GRPC=f"127.0.0.1:{guarded.grpc_port}",
+    ).start()
+    cascade = trace()
+    tell(otelcol, heartbeat(), end(cascade, ONE))
+    until(
+        lambda: hops_of(guarded, cascade) and guarded.heard("worker"),
+        "the hop",
+        lambda: alone.cast.tail("otelcol"),
+    )
+
+
 def test_nothing_overtakes_what_our_collector_was_too_busy_to_take(alone):
     with contextlib.ExitStack() as stack:
         busy = Between(alone.url, stack, busy=3)
