@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
-import subprocess
 import sys
 import threading
 import time
@@ -30,14 +28,6 @@ PATIENCE = 120.0
 """Seconds that anything may take on a busy machine."""
 
 
-@functools.cache
-def version_of(program):
-    """What it says of itself."""
-    return subprocess.run(
-        [program, "--version"], capture_output=True, text=True, timeout=60, check=True
-    ).stdout
-
-
 def needs_otelcol():
     """The path of the OpenTelemetry Collector; the test is skipped, by name, where there is none."""
     named = os.environ.get("HOPWATCH_OTELCOL")
@@ -45,7 +35,6 @@ def needs_otelcol():
         pytest.skip(
             "HOPWATCH_OTELCOL names no OpenTelemetry Collector; stack/otelcol/build builds one and prints its path"
         )
-    version_of(named)
     return named
 
 

@@ -282,14 +282,14 @@ def transient(play):
     return any("Transient error" in play.cast.tail(name, 1000) for name in ("worker", "planner", "frontdesk"))
 
 
-@pytest.mark.parametrize("end", ["stop", "kill"])
+@pytest.mark.parametrize("way", ["stop", "kill"])
 def test_the_opentelemetry_collector_is_restarted_in_the_middle_and_it_settles_when_the_work_is_done(
-    play, end
+    play, way
 ):
     otelcol = play.otelcol().start()
     play.ask(otelcol.url)
     play.until(at_work, "the worker's work")
-    getattr(otelcol, end)()
+    getattr(otelcol, way)()
     until(
         lambda: play.look() and transient(play),
         "an agent's failure to export",
@@ -300,12 +300,12 @@ def test_the_opentelemetry_collector_is_restarted_in_the_middle_and_it_settles_w
     assert_whole(play.settled())
 
 
-@pytest.mark.parametrize("end", ["stop", "kill"])
-def test_our_collector_is_away_while_the_work_ends_and_gets_it_all_from_the_queue(play, end):
+@pytest.mark.parametrize("way", ["stop", "kill"])
+def test_our_collector_is_away_while_the_work_ends_and_gets_it_all_from_the_queue(play, way):
     otelcol = play.otelcol().start()
     play.ask(otelcol.url)
     play.until(at_work, "the worker's work")
-    getattr(play.hopwatch, end)()
+    getattr(play.hopwatch, way)()
     play.let_go()
     assert play.cast.processes["user"].wait(120) == 0
     until(lambda: otelcol.counted("exporter_queue_size"), "a record in the queue")
@@ -313,15 +313,16 @@ def test_our_collector_is_away_while_the_work_ends_and_gets_it_all_from_the_queu
     assert_whole(play.settled())
 
 
-def test_both_are_killed_with_the_whole_end_in_the_queue_and_it_settles(play):
+@pytest.mark.parametrize("way", ["stop", "kill"])
+def test_both_are_gone_with_the_whole_end_in_the_queue_and_it_settles_when_they_are_back(play, way):
     otelcol = play.otelcol().start()
     play.ask(otelcol.url)
     play.until(at_work, "the worker's work")
-    play.hopwatch.kill()
+    getattr(play.hopwatch, way)()
     play.let_go()
     assert play.cast.processes["user"].wait(120) == 0
     until(lambda: otelcol.counted("receiver_accepted_spans") > sum(HOPS.values()), "the records of the end")
-    otelcol.kill()
+    getattr(otelcol, way)()
     otelcol.start()
     play.hopwatch.start()
     assert_whole(play.settled())
