@@ -48,8 +48,8 @@ def assert_whole(cascade):
     assert {hop["state"] for hop in cascade["hops"]} == {"ended"}
     assert {hop["agent"] for hop in cascade["hops"]} == {"user", "frontdesk", "planner", "worker"}
     kinds = Counter(hop["kind"] for hop in cascade["hops"])
-    kinds.pop("task", None)  # on a busy machine one may take long enough to be shown
-    assert kinds == HOPS
+    # On a busy machine a task, or an item in a queue, may take long enough to be shown.
+    assert {kind: kinds[kind] for kind in HOPS} == HOPS
 
 
 # The recipes -----------------------------------------------------------------------------------------------------
