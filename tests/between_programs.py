@@ -25,7 +25,7 @@ from hopwatch.demo.run import (
 )
 
 RECIPES = Path(__file__).parent.parent / "stack" / "otelcol"
-PATIENCE = 120.0
+PATIENCE = 240.0
 """Seconds that anything may take on a busy machine."""
 
 
@@ -44,16 +44,16 @@ def recipes():
     return sorted(path.stem for path in RECIPES.glob("*.yaml") if path.stem != "builder")
 
 
-def until(look, what, say=lambda: "", within=PATIENCE):
+def until(look, what, say=lambda: "", every=0.05):
     """What `look` returns as soon as that is true; `say` tells how it stands where it never is."""
-    deadline = time.monotonic() + within
+    deadline = time.monotonic() + PATIENCE
     while True:
         found = look()
         if found:
             return found
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{what} did not come within {within:g} s. {say()}")
-        time.sleep(0.05)
+            raise TimeoutError(f"{what} did not come within {PATIENCE:g} s. {say()}")
+        time.sleep(every)
 
 
 def ports(count):
@@ -177,10 +177,14 @@ class Hopwatch:
         except httpx.TransportError:
             return None
 
-    def cascades(self):
-        """All that it knows of, each with its hops; empty where it does not answer."""
+    def verdicts(self):
+        """The verdict of each cascade that it knows of; empty where it does not answer."""
         rows = (self.get("/api/cascades?limit=1000") or {"cascades": []})["cascades"]
-        found = [self.get(f"/api/cascades/{row['cascade']}") for row in rows]
+        return {row["cascade"]: row["verdict"] for row in rows}
+
+    def cascades(self):
+        """The same cascades with their hops."""
+        found = [self.get(f"/api/cascades/{cascade}") for cascade in self.verdicts()]
         return [each for each in found if each is not None]
 
     def heard(self, agent):

@@ -15,6 +15,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from between_programs import (
+    PATIENCE,
     RECIPES,
     Between,
     Hopwatch,
@@ -29,7 +30,7 @@ from collector.telling import end, foreign, heartbeat, opened, protobuf, trace
 from hopwatch.collector.receiver import MAX_BODY, inflate
 from hopwatch.demo.run import Cast, agent_environment, launcher
 
-pytestmark = [pytest.mark.processes, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(900)]
 
 HOPS = {"send": 3, "request": 3, "execution": 3, "push": 12, "webhook": 12}
 """Of one question to three agents: three a message, two a push, and a2a-sdk 1.3.0 pushes four times a task."""
@@ -307,7 +308,7 @@ def test_our_collector_is_away_while_the_work_ends_and_gets_it_all_from_the_queu
     play.until(at_work, "the worker's work")
     getattr(play.hopwatch, way)()
     play.let_go()
-    assert play.cast.processes["user"].wait(120) == 0
+    assert play.cast.processes["user"].wait(PATIENCE) == 0
     until(lambda: otelcol.counted("exporter_queue_size"), "a record in the queue")
     play.hopwatch.start()
     assert_whole(play.settled())
@@ -320,7 +321,7 @@ def test_both_are_gone_with_the_whole_end_in_the_queue_and_it_settles_when_they_
     play.until(at_work, "the worker's work")
     getattr(play.hopwatch, way)()
     play.let_go()
-    assert play.cast.processes["user"].wait(120) == 0
+    assert play.cast.processes["user"].wait(PATIENCE) == 0
     until(lambda: otelcol.counted("receiver_accepted_spans") > sum(HOPS.values()), "the records of the end")
     getattr(otelcol, way)()
     otelcol.start()
@@ -334,7 +335,7 @@ def test_a_process_that_ends_while_nobody_takes_its_telemetry_is_never_called_se
     play.until(at_work, "the worker's work")
     otelcol.kill()
     play.let_go()
-    assert play.cast.processes["user"].wait(120) == 0
+    assert play.cast.processes["user"].wait(PATIENCE) == 0
     otelcol.start()
     play.until(lambda cascade: cascade["verdict"] in ("silent", "unknown"), "silent or unknown")
     assert not OVER & {*play.history}
@@ -349,7 +350,7 @@ def test_what_a_batch_processor_held_is_lost_with_kill_9_and_then_it_is_unknown(
     otelcol = play.otelcol("everything", holding).start()
     play.let_go()
     play.ask(otelcol.url, user=play.hopwatch.url)
-    assert play.cast.processes["user"].wait(120) == 0
+    assert play.cast.processes["user"].wait(PATIENCE) == 0
     until(lambda: otelcol.counted("receiver_accepted_spans") > sum(HOPS.values()) // 2, "the agents' records")
     otelcol.kill()
     otelcol.start()
@@ -375,7 +376,7 @@ def test_a_memory_limiter_refuses_for_good_and_what_it_refused_is_missing(play):
     otelcol = play.otelcol(OTELCOL_MEMORY_MIB="1", OTELCOL_MEMORY_SPIKE_MIB="0").start()
     play.let_go()
     play.ask(otelcol.url, user=play.hopwatch.url)
-    assert play.cast.processes["user"].wait(120) == 0
+    assert play.cast.processes["user"].wait(PATIENCE) == 0
     cascade = play.until(lambda cascade: cascade["verdict"] == "unknown", "unknown")
     assert otelcol.counted("receiver_refused_spans")
     assert "was promised hop" in cascade["reason"]
@@ -396,53 +397,74 @@ def test_every_batch_that_is_delivered_twice_counts_once(play):
 
 # Two collectors --------------------------------------------------------------------------------------------------
 
-CASCADES = 16
+CASCADES = 6
 
 
-@pytest.mark.parametrize("recipe", ["loadbalancing", "two-halves"])
-def test_two_collectors_share_the_cascades_and_none_is_split_while_one_of_them_is_killed(play, recipe):
-    one, other = play.hopwatch, Hopwatch(play.cast, "other").start()
-    otelcol = play.otelcol(
+def before_both(cast, recipe, one, other):
+    """The OpenTelemetry Collector before two collectors of ours."""
+    return Otelcol(
+        cast,
         recipe,
         HOPWATCH_A_URL=one.url,
         HOPWATCH_B_URL=other.url,
         HOPWATCH_A_GRPC=f"127.0.0.1:{one.grpc_port}",
         HOPWATCH_B_GRPC=f"127.0.0.1:{other.grpc_port}",
     ).start()
+
+
+@pytest.mark.parametrize("recipe", ["loadbalancing", "two-halves"])
+def test_two_collectors_get_some_of_the_cascades_each_and_all_heartbeats(alone, recipe):
+    other = Hopwatch(alone.cast, "other").start()
+    otelcol = before_both(alone.cast, recipe, alone, other)
+    cascades = {trace() for _ in range(64)}
+    tell(otelcol, heartbeat(), foreign(), *(end(cascade, ONE) for cascade in cascades))
+    until(lambda: {*alone.verdicts(), *other.verdicts()} == cascades, "all cascades")
+    assert not {*alone.verdicts()} & {*other.verdicts()}
+    assert alone.verdicts()
+    assert other.verdicts()
+    until(lambda: alone.heard("worker") and other.heard("worker"), "the heartbeat at both")
+
+
+@pytest.mark.parametrize("recipe", ["loadbalancing", "two-halves"])
+def test_two_collectors_share_the_cascades_and_none_is_split_while_one_of_them_is_killed(play, recipe):
+    one, other = both = play.hopwatch, Hopwatch(play.cast, "other").start()
+    otelcol = before_both(play.cast, recipe, one, other)
     play.ask(otelcol.url, count=CASCADES)
 
-    def shared():
-        return [one.cascades(), other.cascades()]
-
     def told():
-        return sum(at_work(cascade) for part in shared() for cascade in part) == CASCADES
+        return sum(at_work(each) for hopwatch in both for each in hopwatch.cascades()) == CASCADES
 
-    until(told, "all cascades", lambda: [len(part) for part in shared()])
-    first, second = ({cascade["cascade"] for cascade in part} for part in shared())
-    assert first
-    assert second
+    until(told, "all cascades", lambda: [hopwatch.verdicts() for hopwatch in both], every=1)
+    first, second = ({*hopwatch.verdicts()} for hopwatch in both)
     assert not first & second
-    # Whoever has a cascade hears of all of its processes, also of those of which it has no other cascade.
-    before = [hopwatch.heard(agent) for hopwatch in (one, other) for agent in ("worker", "frontdesk")]
 
-    def again():
-        after = [hopwatch.heard(agent) for hopwatch in (one, other) for agent in ("worker", "frontdesk")]
-        return all(late > early for early, late in zip(before, after, strict=True))
+    # Whoever has a cascade goes on hearing of all of its processes.
+    def heard():
+        return [hopwatch.heard(agent) for hopwatch in both for agent in ("worker", "frontdesk")]
 
-    until(again, "a heartbeat of each at both")
-    assert {cascade["verdict"] for part in shared() for cascade in part} == {"in_flight"}
+    before = heard()
+    until(
+        lambda: all(late > early for early, late in zip(before, heard(), strict=True)),
+        "a heartbeat of each at both",
+        every=0.5,
+    )
+    assert {verdict for hopwatch in both for verdict in hopwatch.verdicts().values()} == {"in_flight"}
 
     other.kill()
     play.gate.set()
-    assert play.cast.processes["user"].wait(120) == 0
+    assert play.cast.processes["user"].wait(PATIENCE) == 0
 
-    def over(hopwatch, count):
-        return [cascade["verdict"] for cascade in hopwatch.cascades()] == ["settled"] * count
+    def over(hopwatch, cascades):
+        return hopwatch.verdicts() == dict.fromkeys(cascades, "settled")
 
     if recipe == "two-halves":
-        until(lambda: over(one, len(first)), "the end of the first half")
+        until(lambda: over(one, first), "the end of the first half", one.verdicts, every=0.5)
     other.start()
-    until(lambda: over(one, len(first)) and over(other, len(second)), "the end", shared)
+    until(
+        lambda: over(one, first) and over(other, second),
+        "the end",
+        lambda: [hopwatch.verdicts() for hopwatch in both],
+        every=0.5,
+    )
     for cascade in one.cascades() + other.cascades():
         assert_whole(cascade)
-    assert [{cascade["cascade"] for cascade in part} for part in shared()] == [first, second]
