@@ -405,6 +405,23 @@ def test_a_collector_that_is_asked_to_stop_ends_with_0_and_the_next_one_knows_al
         assert verdict(second, cascade) == "settled"
 
 
+def test_what_a_collector_that_stops_has_no_time_to_receive_is_asked_for_again(tmp_path):
+    body = protobuf(end(trace(), HOP))
+    with collector(tmp_path / "hops.sqlite") as running:
+        with socket.create_connection(("127.0.0.1", running.port), timeout=30) as slow:
+            slow.sendall(
+                b"POST /v1/traces HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/x-protobuf\r\n"
+                b"expect: 100-continue\r\ncontent-length: %d\r\n\r\n" % len(body)
+            )
+            assert slow.recv(1000).startswith(b"HTTP/1.1 100 ")  # it waits for the body
+            running.process.send_signal(signal.SIGTERM)
+            # Not 500: after that no OTLP sender tries again, and what it told would be lost.
+            answer = slow.recv(10_000)
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert b"\r\nretry-after: 1\r\n" in answer
+        assert running.process.wait(30) == 0
+
+
 def test_a_collector_that_was_killed_has_lost_nothing_that_it_answered(tmp_path):
     cascade = trace()
     with collector(tmp_path / "hops.sqlite") as first:

@@ -156,12 +156,16 @@ class HttpReceiver:
             kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
             try:
                 return await self._receive(signal, request, kind)
-            except Refused as refused:
-                if self._traffic is not None:
-                    self._traffic.refused("http", signal, _result(refused.code))
-                return _error(refused, kind)
+            except Refused as error:
+                refused = error
             except ClientDisconnect:
                 return Response(status_code=400)  # nobody reads it
+            except asyncio.CancelledError:
+                # uvicorn cancels what a stop has no more time for, and would answer 500: no OTLP sender tries again after that.
+                refused = Refused(503, "the collector is stopping", _UNAVAILABLE, {"retry-after": "1"})
+            if self._traffic is not None:
+                self._traffic.refused("http", signal, _result(refused.code))
+            return _error(refused, kind)
 
         return endpoint
 
