@@ -41,11 +41,12 @@ class Webhook(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """Take alerts."""
+        size = self.headers.get("content-length", "")
+        if not size.isdecimal() or int(size) > LARGEST:
+            self._answer(400)
+            return
         try:
-            size = int(self.headers.get("content-length", ""))
-            if not 0 <= size <= LARGEST:
-                raise ValueError(size)
-            lines = [line(each) for each in json.loads(self.rfile.read(size))["alerts"]]
+            lines = [line(each) for each in json.loads(self.rfile.read(int(size)))["alerts"]]
         except (ValueError, KeyError, TypeError, AttributeError):
             self._answer(400)
             return

@@ -30,7 +30,7 @@ def make(folder: Path, name: str) -> bool:
         return False
     unfinished = folder / f".{name}.{os.getpid()}"
     opened = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with open(opened, "w", encoding="ascii") as file:
+    with os.fdopen(opened, "w", encoding="ascii") as file:
         # Not digits alone: a YAML reader that is given the bare word must not take it for a number.
         file.write(f"hopwatch-{secrets.token_hex(32)}")
     unfinished.chmod(MODE)
