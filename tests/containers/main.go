@@ -1,6 +1,6 @@
 // What do docker-compose.yml and a Dockerfile say to the programs that read them? `compose FILE` prints the project as
-// Compose's own loader understands it, with all profiles; `dockerfile FILE` the stages as BuildKit's own parser does.
-// Whatever one of them warns of is an error.
+// Compose's own loader understands it, with all profiles; `dockerfile FILE` the stages as BuildKit's own parser does;
+// `context FOLDER` the files that .dockerignore leaves. Whatever one of them warns of is an error.
 package main
 
 import (
@@ -9,13 +9,17 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/compose-spec/compose-go/v2/cli"
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/linter"
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
+	"github.com/moby/patternmatcher"
+	"github.com/moby/patternmatcher/ignorefile"
 	"github.com/sirupsen/logrus"
 )
 
@@ -112,10 +116,48 @@ func instruction(command instructions.Command) Instruction {
 	return out
 }
 
+func files(folder string) (any, error) {
+	ignored, err := os.Open(filepath.Join(folder, ".dockerignore"))
+	if err != nil {
+		return nil, err
+	}
+	defer ignored.Close()
+	patterns, err := ignorefile.ReadAll(ignored)
+	if err != nil {
+		return nil, err
+	}
+	matcher, err := patternmatcher.New(patterns)
+	if err != nil {
+		return nil, err
+	}
+	out := []string{}
+	err = filepath.WalkDir(folder, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if entry.IsDir() {
+			if entry.Name() == ".git" || strings.HasPrefix(entry.Name(), ".venv") {
+				return fs.SkipDir
+			}
+			return nil
+		}
+		relative, err := filepath.Rel(folder, path)
+		if err != nil {
+			return err
+		}
+		excluded, err := matcher.MatchesOrParentMatches(relative)
+		if err == nil && !excluded {
+			out = append(out, relative)
+		}
+		return err
+	})
+	return out, err
+}
+
 func main() {
-	readers := map[string]func(string) (any, error){"compose": compose, "dockerfile": dockerfile}
+	readers := map[string]func(string) (any, error){"compose": compose, "dockerfile": dockerfile, "context": files}
 	if len(os.Args) != 3 || readers[os.Args[1]] == nil {
-		fmt.Fprintln(os.Stderr, "usage: containers compose|dockerfile FILE")
+		fmt.Fprintln(os.Stderr, "usage: containers compose|dockerfile|context PATH")
 		os.Exit(2)
 	}
 	found, err := readers[os.Args[1]](os.Args[2])
