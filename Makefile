@@ -13,7 +13,7 @@ STORM ?=
 STACK ?=
 BIN = $(VENV)/bin
 
-.PHONY: demo stack test storm bench lint format matrix dashboards clean
+.PHONY: demo stack test storm bench lint format matrix dashboards typecheck clean
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "hopwatch needs Python 3.10 or later; $(PYTHON) is $$($(PYTHON) --version). Name another one: make PYTHON=python3.12 ..."; exit 1; }
@@ -73,6 +73,10 @@ matrix:
 
 dashboards: $(VENV)/.test
 	$(BIN)/python dashboards/generate.py
+
+# Grafana's own types; needs node and npm.
+typecheck:
+	cd dashboards/typecheck && npm install --no-package-lock --ignore-scripts --no-audit --no-fund --silent && npm run --silent check
 
 clean:
 	rm -rf .venv .venv-*

@@ -27,7 +27,7 @@ if sys.version_info < (3, 11):
 else:
     import tomllib
 
-pytestmark = [pytest.mark.processes, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.one_python, pytest.mark.processes, pytest.mark.timeout(600)]
 
 STACK = REPOSITORY / "stack"
 PINNED = re.compile(r"[a-z0-9./-]+:v?\d+\.\d+\.\d+[a-z0-9.-]*")
