@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -300,23 +301,35 @@ def test_tempo_keeps_its_traces_where_its_volume_is_and_listens_where_they_are_s
 # What runs our own image -------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def running(tmp_path_factory, read, project):
+@pytest.fixture
+def running(read, project):
     """hopwatch as `docker compose up` starts it, from an image that was built as the Dockerfile says."""
     needs_namespaces()
-    folder = tmp_path_factory.mktemp("engine")
-    # Whoever is not root has to get to the images.
-    for each in (folder, *folder.parents[:3]):
-        each.chmod(each.stat().st_mode | 0o011)
-    with engine(folder, read, project) as made:
-        made.start("secrets")
-        assert made.processes["secrets"].wait(60) == 0, made.log("secrets").read_text()
-        made.start("hopwatch")
-        until(lambda: made.is_healthy("hopwatch"), "the collector", made.log("hopwatch").read_text)
-        yield made
+    # Not pytest's own folder, which is root's alone: who is not root has to get to the images.
+    folder = Path(tempfile.mkdtemp(prefix="hopwatch-engine-"))
+    folder.chmod(0o711)
+    try:
+        with engine(folder, read, project) as made:
+            made.start("secrets")
+            assert made.processes["secrets"].wait(60) == 0, made.log("secrets").read_text()
+            made.start("hopwatch")
+            until(lambda: made.is_healthy("hopwatch"), "the collector", made.log("hopwatch").read_text)
+            yield made
+    finally:
+        shutil.rmtree(folder)
 
 
-def test_the_collector_of_the_image_runs_as_nobody_in_particular_and_can_write_to_its_volumes_alone(running):
+def test_our_own_services_run_as_the_compose_file_says(running, project, read):
+    # One test, for the image is built for it.
+    the_collector_of_the_image_runs_as_nobody_in_particular_and_can_write_to_its_volumes_alone(running)
+    a_secret_is_made_once_and_is_for_its_group(running, project)
+    nobody_gets_anything_without_the_token_by_the_name_of_the_service_or_any_other(running)
+    the_image_has_no_pip_and_only_what_the_collector_needs(running)
+    without_a_token_the_image_refuses_to_start(running)
+    the_demo_settles_in_its_containers_and_a_worker_that_is_killed_is_told_of(running, read)
+
+
+def the_collector_of_the_image_runs_as_nobody_in_particular_and_can_write_to_its_volumes_alone(running):
     places = "/ /opt /opt/hopwatch /etc /var/lib/hopwatch /run/hopwatch /tmp /var/lib/hopwatch/store /var/lib/hopwatch/boxes"
     script = (
         f"id -u; id -g; for at in {places}; do touch $at/x 2>/dev/null && echo $at && rm $at/x; done; true"
@@ -327,7 +340,7 @@ def test_the_collector_of_the_image_runs_as_nobody_in_particular_and_can_write_t
     assert (running.folder / "volumes" / "store" / "hopwatch.sqlite").stat().st_uid == 10001
 
 
-def test_a_secret_is_made_once_and_is_for_its_group(running, project):
+def a_secret_is_made_once_and_is_for_its_group(running, project):
     token = running.folder / "volumes" / "secrets" / "token"
     found = token.stat()
     assert (found.st_uid, found.st_gid, found.st_mode & 0o7777) == (10001, 10001, 0o640)
@@ -351,7 +364,7 @@ def test_a_secret_is_made_once_and_is_for_its_group(running, project):
             assert done.returncode == code, (name, groups, done.stderr)
 
 
-def test_nobody_gets_anything_without_the_token_by_the_name_of_the_service_or_any_other(running):
+def nobody_gets_anything_without_the_token_by_the_name_of_the_service_or_any_other(running):
     def asked(host, token=""):
         say = (
             "import sys, urllib.request as web, urllib.error\n"
@@ -367,7 +380,7 @@ def test_nobody_gets_anything_without_the_token_by_the_name_of_the_service_or_an
     assert asked("evil.example", token) == "421"
 
 
-def test_the_image_has_no_pip_and_only_what_the_collector_needs(running):
+def the_image_has_no_pip_and_only_what_the_collector_needs(running):
     done = running.does("hopwatch", "/opt/hopwatch/bin/python", "-c", "import importlib.util as u; print([n for n in ('pip', 'a2a', 'pytest') if u.find_spec(n)])")  # fmt: skip
     assert done.stdout.strip() == "[]", done.stderr
     # What the image's own health check asks is what the compose file asks.
@@ -377,7 +390,7 @@ def test_the_image_has_no_pip_and_only_what_the_collector_needs(running):
     )
 
 
-def test_without_a_token_the_image_refuses_to_start(running):
+def without_a_token_the_image_refuses_to_start(running):
     image = running.image("hopwatch")
     service = {**running.project["services"]["hopwatch"], "volumes": []}
     command = running._contained(service, image, [*image.entrypoint, *image.command])
@@ -386,7 +399,7 @@ def test_without_a_token_the_image_refuses_to_start(running):
     assert "--token-file" in done.stderr
 
 
-def test_the_demo_settles_in_its_containers_and_a_worker_that_is_killed_is_told_of(running, read):
+def the_demo_settles_in_its_containers_and_a_worker_that_is_killed_is_told_of(running, read):
     agents = ("frontdesk", "planner", "worker")
     for name in agents:
         running.start(name)
