@@ -63,6 +63,17 @@ def command(path: str) -> list[str]:
     return ["unshare", *as_root, "--mount", "sh", "-c", with_its_templates, "sh", str(root), path]
 
 
+def may_start(path: str) -> bool:
+    """Whether this machine lets us have the namespace that `command` asks for, if it asks for one."""
+    words = command(path)
+    if words[0] != "unshare":
+        return True
+    if shutil.which("unshare") is None:
+        return False
+    tried = [*words[: words.index("sh")], "true"]
+    return subprocess.run(tried, capture_output=True, timeout=30, check=False).returncode == 0  # noqa: S603
+
+
 def says(path: str, *options: str) -> str:
     """What a program prints and does not go on after, such as its version."""
     done = subprocess.run([path, *options], capture_output=True, text=True, timeout=30, check=False)  # noqa: S603

@@ -313,6 +313,11 @@ class Stack:
             )
         if alertmanager is None:
             self.missing.append("Alertmanager: the same way (Debian: prometheus-alertmanager)")
+        elif not programs.may_start(alertmanager):
+            alertmanager = None
+            self.missing.append(
+                "Alertmanager: Debian's reads /usr/share/prometheus, and no namespace may be made here to put it there: install the package prometheus-alertmanager"
+            )
         return prometheus, alertmanager
 
     def _collector_program(self) -> str | None:
