@@ -293,6 +293,7 @@ def test_tempo_keeps_its_traces_where_its_volume_is_and_listens_where_they_are_s
     (volume,) = [each["target"] for each in services["tempo"]["volumes"] if each["type"] == "volume"]
     kept = said["storage"]["trace"]
     assert all(each["path"].startswith(f"{volume}/") for each in (kept["wal"], kept["local"]))
+    assert services["tempo"]["build"]["args"]["KEPT"] == volume
     listens = said["distributor"]["receivers"]["otlp"]["protocols"]["http"]["endpoint"]
     assert services["otelcol"]["environment"]["STORE_URL"] == f"http://tempo:{listens.rpartition(':')[2]}"
     assert f":{said['server']['http_listen_port']}/" in services["tempo"]["healthcheck"]["test"][-1]
