@@ -35,7 +35,7 @@ demo: $(VENV)/.demo
 	$(BIN)/hopwatch demo --fault $(FAULT)
 
 stack: $(VENV)/.demo
-	@PATH="$(CURDIR)/$(BIN):$$PATH" exec $(BIN)/python stack/run.py $(STACK)
+	@exec $(BIN)/python stack/run.py $(STACK)
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest $(PYTEST)

@@ -14,6 +14,7 @@ import ctypes
 import fcntl
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -486,10 +487,12 @@ class Stack:
         yield "Not run: Grafana, Tempo, Jaeger. They need containers: docker compose --profile grafana up"
         yield ""
         yield f"The token is in {self.token}; a browser asks for it: any name, and the token as the password."
+        beside = Path(sys.executable).with_name("hopwatch")
+        hopwatch = str(beside) if shutil.which("hopwatch") is None and beside.exists() else "hopwatch"
         yield "In another shell:"
         yield f"  export HOPWATCH_URL={url(self.at['HOPWATCH_PORT'])} HOPWATCH_TOKEN_FILE={self.token}"
-        yield "  hopwatch run -- python your_agent.py"
-        yield "  hopwatch ls"
+        yield f"  {hopwatch} run -- python your_agent.py"
+        yield f"  {hopwatch} ls"
         yield f"Stores and logs are in {self.folder}. Ready; Ctrl-C ends all of it."
 
 
