@@ -28,7 +28,7 @@ if sys.version_info < (3, 11):
 else:
     import tomllib
 
-pytestmark = [pytest.mark.one_python, pytest.mark.processes, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.one_python, pytest.mark.processes, pytest.mark.timeout(1200)]
 
 STACK = REPOSITORY / "stack"
 PINNED = re.compile(r"[a-z0-9./-]+:v?\d+\.\d+\.\d+[a-z0-9.-]*")
@@ -48,7 +48,7 @@ def project(read):
     return read("compose", REPOSITORY / "docker-compose.yml")
 
 
-def until(look, what, say, within=120):
+def until(look, what, say, within=240):
     deadline = time.monotonic() + within
     while not (found := look()):
         assert time.monotonic() < deadline, f"{what} did not come within {within} s: {say()}"
@@ -165,7 +165,7 @@ def laid_out(project, name, folder):
             if each["source"] == "secrets":
                 subprocess.run(
                     [sys.executable, str(STACK / "make_secrets.py"), str(target), "token"],
-                    check=True, timeout=60, capture_output=True,
+                    check=True, timeout=240, capture_output=True,
                 )  # fmt: skip
         elif Path(each["source"]).is_dir():
             shutil.copytree(each["source"], target)
@@ -185,7 +185,7 @@ def test_promtool_takes_the_configuration_as_it_is_mounted(project, tmp_path):
         [needs("promtool"), "check", "config", str(path)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -207,7 +207,7 @@ def test_a_configuration_that_names_no_token_is_refused_by_promtool(project, tmp
         [promtool, "check", "config", str(folder / "prometheus.yml")],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         check=False,
     )
     assert done.returncode != 0
@@ -222,7 +222,7 @@ def test_amtool_takes_the_configuration_as_it_is_mounted_and_its_webhook_is_the_
         services["alertmanager"]["command"], "--config.file"
     ).lstrip("/")
     done = subprocess.run(
-        [needs("amtool"), "check-config", str(path)], capture_output=True, text=True, timeout=60, check=False
+        [needs("amtool"), "check-config", str(path)], capture_output=True, text=True, timeout=240, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     ((webhook,),) = [each["webhook_configs"] for each in yaml.safe_load(path.read_text("utf-8"))["receivers"]]
@@ -251,7 +251,7 @@ def test_the_opentelemetry_collector_takes_its_configuration_as_it_is_mounted(pr
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -312,7 +312,7 @@ def running(read, project):
     try:
         with engine(folder, read, project) as made:
             made.start("secrets")
-            assert made.processes["secrets"].wait(60) == 0, made.log("secrets").read_text()
+            assert made.processes["secrets"].wait(240) == 0, made.log("secrets").read_text()
             made.start("hopwatch")
             until(lambda: made.is_healthy("hopwatch"), "the collector", made.log("hopwatch").read_text)
             yield made
@@ -347,7 +347,7 @@ def a_secret_is_made_once_and_is_for_its_group(running, project):
     assert (found.st_uid, found.st_gid, found.st_mode & 0o7777) == (10001, 10001, 0o640)
     before = token.read_text()
     running.start("secrets")
-    assert running.processes["secrets"].wait(60) == 0
+    assert running.processes["secrets"].wait(240) == 0
     assert token.read_text() == before
     assert before not in running.log("secrets").read_text()
     # Prometheus and Grafana are not its owner.
@@ -361,7 +361,7 @@ def a_secret_is_made_once_and_is_for_its_group(running, project):
             command = running._contained(
                 {**service, "group_add": groups}, image, ["cat", "/run/hopwatch/token"]
             )
-            done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
             assert done.returncode == code, (name, groups, done.stderr)
 
 
@@ -395,7 +395,7 @@ def without_a_token_the_image_refuses_to_start(running):
     image = running.image("hopwatch")
     service = {**running.project["services"]["hopwatch"], "volumes": []}
     command = running._contained(service, image, [*image.entrypoint, *image.command])
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 2
     assert "--token-file" in done.stderr
 
@@ -407,7 +407,7 @@ def the_demo_settles_in_its_containers_and_a_worker_that_is_killed_is_told_of(ru
     for name in agents:
         until(lambda name=name: running.is_healthy(name), name, running.log(name).read_text)
     running.start("user")
-    assert running.processes["user"].wait(120) == 0, running.log("user").read_text()
+    assert running.processes["user"].wait(240) == 0, running.log("user").read_text()
     (settled,) = cascades(running, "settled")
     assert set(settled["agents"]) == {"user", *agents}
     # FAULT=hang docker compose --profile demo up, and then docker compose kill worker.
@@ -416,7 +416,7 @@ def the_demo_settles_in_its_containers_and_a_worker_that_is_killed_is_told_of(ru
     ]
     assert hanging[-2:] == ["--fault", "hang"]
     running.processes["worker"].terminate()
-    running.processes["worker"].wait(60)
+    running.processes["worker"].wait(240)
     running.project["services"]["worker"]["command"] = hanging
     running.start("worker")
     until(lambda: running.is_healthy("worker"), "worker", running.log("worker").read_text)

@@ -19,7 +19,7 @@ import pytest
 from hopwatch.demo.run import AGENTS, Cast, agent_environment, launcher, slow_server, start_agents
 from prometheus_programs import STACK, needs, programs
 
-pytestmark = [pytest.mark.one_python, pytest.mark.processes, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.one_python, pytest.mark.processes, pytest.mark.timeout(1200)]
 
 PATIENCE = 180.0
 
