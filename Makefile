@@ -1,5 +1,6 @@
 # make demo [FAULT=hang]   three real agents, watched        make test    the tests
 # make bench               what it costs, as ratios          make lint    formatting, lint, strict types, docstrings
+# make stack               hopwatch with Prometheus, Alertmanager and an OpenTelemetry Collector around it, without containers
 # make matrix              the tests on every Python that is installed here
 # make storm               200 runs of programs that end in any way at any moment; STORM="--runs 500 --seed 7"
 
@@ -9,9 +10,10 @@ FAULT ?= none
 # Real processes wait for each other for most of a test: two at once take half the time.
 PYTEST ?= -n auto --maxprocesses 4 --dist worksteal
 STORM ?=
+STACK ?=
 BIN = $(VENV)/bin
 
-.PHONY: demo test storm bench lint format matrix dashboards clean
+.PHONY: demo stack test storm bench lint format matrix dashboards typecheck clean
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "hopwatch needs Python 3.10 or later; $(PYTHON) is $$($(PYTHON) --version). Name another one: make PYTHON=python3.12 ..."; exit 1; }
@@ -31,6 +33,9 @@ $(VENV)/.lint: $(BIN)/python pyproject.toml constraints.txt
 
 demo: $(VENV)/.demo
 	$(BIN)/hopwatch demo --fault $(FAULT)
+
+stack: $(VENV)/.demo
+	@exec $(BIN)/python stack/run.py $(STACK)
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest $(PYTEST)
@@ -53,6 +58,7 @@ lint: $(VENV)/.lint
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/interrogate src
+	$(BIN)/hadolint Dockerfile stack/probe.Dockerfile
 
 format: $(VENV)/.lint
 	$(BIN)/ruff check --fix
@@ -67,6 +73,10 @@ matrix:
 
 dashboards: $(VENV)/.test
 	$(BIN)/python dashboards/generate.py
+
+# Grafana's own types; needs node and npm.
+typecheck:
+	cd dashboards/typecheck && npm install --no-package-lock --ignore-scripts --no-audit --no-fund --silent && npm run --silent check
 
 clean:
 	rm -rf .venv .venv-*

@@ -1,50 +1,34 @@
-"""Where are Prometheus's programs? On the path, or in the folder that HOPWATCH_PROMETHEUS names."""
+"""Where are Prometheus's programs? On the path, or in the folder that HOPWATCH_PROMETHEUS names; as `make stack` finds them."""
 
 from __future__ import annotations
 
-import os
-import shutil
+import importlib.util
 from pathlib import Path
 
 import pytest
 
-OTHER_NAMES = {"alertmanager": ("prometheus-alertmanager",)}
-"""Debian's."""
+STACK = Path(__file__).parent.parent / "stack"
 
 
-def find(program: str) -> str | None:
-    """The path of `prometheus`, `promtool`, `alertmanager` or `amtool`; None where it is not installed."""
-    folder = os.environ.get("HOPWATCH_PROMETHEUS")
-    for name in (program, *OTHER_NAMES.get(program, ())):
-        for place in (folder, *((str(Path(folder, "usr/bin")),) if folder else ()), None):
-            found = shutil.which(name, path=place)
-            if found is not None:
-                return found
-    return None
+def module(name):
+    """A module of the folder `stack`, which is no package."""
+    spec = importlib.util.spec_from_file_location(f"stack_{name}", STACK / f"{name}.py")
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
 
 
-def command(program: str) -> list[str]:
-    """How it is started; the test is skipped where it is not installed.
-
-    Debian's Alertmanager reads its templates from /usr/share. Where it is in a root of its own, it gets that root's, in
-    a mount namespace of its own: nothing of this machine changes.
-    """
-    path = needs(program)
-    root = Path(path).parent.parent.parent
-    if (
-        program != "alertmanager"
-        or not Path(root, "usr/share/prometheus/alertmanager").is_dir()
-        or root == Path("/")
-    ):
-        return [path]
-    with_its_templates = 'mount --rbind "$1/usr/share" /usr/share && shift && exec "$@"'
-    as_root = [] if os.geteuid() == 0 else ["--map-root-user"]
-    return ["unshare", *as_root, "--mount", "sh", "-c", with_its_templates, "sh", str(root), path]
+programs = module("programs")
 
 
-def needs(program: str) -> str:
-    """The same; the test is skipped, by name, where it is not installed."""
-    found = find(program)
+def command(program):
+    """How it is started; the test is skipped where it is not installed."""
+    return programs.command(needs(program))
+
+
+def needs(program):
+    """The path of `prometheus`, `promtool`, `alertmanager` or `amtool`; the test is skipped, by name, where it is not installed."""
+    found = programs.find(program)
     if found is None:
         pytest.skip(
             f"Prometheus is not installed: {program} is neither on the path nor under HOPWATCH_PROMETHEUS"

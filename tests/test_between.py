@@ -30,7 +30,7 @@ from collector.telling import end, foreign, heartbeat, opened, protobuf, trace
 from hopwatch.collector.receiver import MAX_BODY, inflate
 from hopwatch.demo.run import Cast, agent_environment, launcher
 
-pytestmark = [pytest.mark.processes, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.one_python, pytest.mark.processes, pytest.mark.timeout(900)]
 
 HOPS = {"send": 3, "request": 3, "execution": 3, "push": 12, "webhook": 12}
 """Of one question to three agents: three a message, two a push, and a2a-sdk 1.3.0 pushes four times a task."""

@@ -36,7 +36,7 @@ from hopwatch.demo.run import (
 )
 from prometheus_programs import command, needs
 
-pytestmark = [pytest.mark.processes, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.one_python, pytest.mark.processes, pytest.mark.timeout(600)]
 
 RUNBOOKS = "https://ops.example.org/runbooks"
 PATIENCE = 120.0
