@@ -73,7 +73,9 @@ def needs_namespaces():
         ["unshare", "--mount", "--net", "true"], capture_output=True, timeout=30, check=False
     )
     if made.returncode != 0:
-        pytest.skip("this machine lets nobody make namespaces")
+        pytest.skip(
+            "this machine lets nobody make namespaces, and nothing that could be installed would; ci: may be skipped"
+        )
 
 
 @dataclass
