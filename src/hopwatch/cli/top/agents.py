@@ -10,7 +10,7 @@ from textual.widgets import Footer, Static
 
 from hopwatch.cli.text import count, plain
 from hopwatch.cli.top.drawing import STATES, agent_row
-from hopwatch.cli.top.view import View
+from hopwatch.cli.top.view import View, while_shown
 from hopwatch.cli.top.widgets import Head, Lines
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class AgentsView(View):
     def _row(self, agent: dict[str, Any], width: int) -> Text:
         return agent_row(agent, width, self.known.now())
 
+    @while_shown
     def changed(self) -> None:
         """Who is lost or silent first, then who has most open."""
         rank = {"silent": 0, "alive": 1, "idle": 2, "ended": 3}
@@ -66,10 +67,12 @@ class AgentsView(View):
         )
         self.rows.fill(agents, moved=True)
 
+    @while_shown
     def tick(self) -> None:
         """Ages go on."""
         self.rows.refresh()
 
+    @while_shown
     def on_lines_moved(self) -> None:
         """Say what the state means."""
         agent = self.rows.chosen

@@ -16,7 +16,7 @@ from hopwatch.cli.top.drawing import about, badge, bar_row, labels, tree_row
 from hopwatch.cli.top.lines import Line, lane_lines, matching, tree_lines
 from hopwatch.cli.top.scale import Moments, Scale
 from hopwatch.cli.top.study import dicts, listed, studied
-from hopwatch.cli.top.view import View
+from hopwatch.cli.top.view import View, while_shown
 from hopwatch.cli.top.widgets import Head, Lines
 
 if TYPE_CHECKING:
@@ -95,6 +95,7 @@ class CascadeView(View):
         """Whether the details of a hop are beside the picture."""
         return bool(self.query_one("#panel").display)
 
+    @while_shown
     def changed(self) -> None:
         """Work it out and draw it, but not all the time."""
         cascade = self.known.cascade
@@ -126,6 +127,7 @@ class CascadeView(View):
             self._first = False
             self.action_frontier()
 
+    @while_shown
     def lay_out(self) -> None:
         """Choose the lines of the picture."""
         if self.study is None:
@@ -135,6 +137,7 @@ class CascadeView(View):
         self.lines.fill(make(self.study, expanded=self.expanded, wanted=wanted), moved=True)
         self.tick()
 
+    @while_shown
     def tick(self) -> None:
         """Bars grow."""
         if self.study is None:
@@ -201,6 +204,7 @@ class CascadeView(View):
         """The lines have another width."""
         self.call_after_refresh(self.tick)
 
+    @while_shown
     def on_lines_moved(self) -> None:
         """The details follow the cursor."""
         if self.details_shown:

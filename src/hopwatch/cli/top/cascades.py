@@ -14,7 +14,7 @@ from hopwatch.cli.text import count, moment, plain
 from hopwatch.cli.top.cascade import CascadeView
 from hopwatch.cli.top.drawing import VERDICTS, badge, cascade_row, cascade_words, verdict_of
 from hopwatch.cli.top.study import listed
-from hopwatch.cli.top.view import View
+from hopwatch.cli.top.view import View, while_shown
 from hopwatch.cli.top.widgets import Head, Lines
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ class CascadesView(View):
     def _row(self, row: dict[str, Any], width: int) -> Text:
         return cascade_row(row, width, self.known.now())
 
+    @while_shown
     def changed(self) -> None:
         """Filter, order and show what is known."""
         words = self.query_one("#words", Input).value.lower().split()
@@ -84,11 +85,13 @@ class CascadesView(View):
         self.query_one("#summary", Static).update(self._summary(shown))
         self.rows.fill(shown, moved=True)
 
+    @while_shown
     def tick(self) -> None:
         """Ages go on."""
         self.rows.refresh()
         self.on_lines_moved()
 
+    @while_shown
     def on_lines_moved(self) -> None:
         """Say all of the row that has the cursor."""
         row = self.rows.chosen

@@ -136,8 +136,8 @@ class Stream:
         timeout = httpx.Timeout(PATIENCE)
         try:
             async with httpx.AsyncClient(**self._options, timeout=timeout, follow_redirects=False) as http:
-                asked = {"verdict": verdicts, "limit": 1_000}
-                answer = await http.get(f"{self.url}/api/cascades", params=httpx.QueryParams(asked))
+                asked: dict[str, list[str] | int] = {"verdict": verdicts, "limit": 1_000}
+                answer = await http.get(f"{self.url}/api/cascades", params=asked)
                 rows = orjson.loads(answer.content)["cascades"] if answer.is_success else []
         except (httpx.HTTPError, ValueError, KeyError, TypeError):
             return []

@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, cast
+from contextlib import suppress
+from functools import wraps
+from typing import TYPE_CHECKING, ClassVar, TypeVar, cast
 
 from textual.binding import Binding, BindingType
+from textual.css.query import NoMatches
 from textual.screen import Screen
 
 from hopwatch.cli.top.widgets import Head
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from hopwatch.cli.top.app import Top
     from hopwatch.cli.top.known import Known
+
+
+T = TypeVar("T")
+
+
+def while_shown(draw: Callable[[T], None]) -> Callable[[T], None]:
+    """A method of a screen that is left out while the screen has not got its parts yet, or is losing them."""
+
+    @wraps(draw)
+    def guarded(screen: T) -> None:
+        with suppress(NoMatches):
+            draw(screen)
+
+    return guarded
 
 
 class View(Screen[None]):

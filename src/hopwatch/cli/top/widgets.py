@@ -218,7 +218,6 @@ class Head(Static):
         elif known.link == "connecting":
             out.append("◌ connecting…", "")
         else:
-            out.append(
-                f"✖ Connection lost at {clock(known.lost_at)}: {plain(known.why)}. What you see is of then. Trying again…"
-            )
+            out.append(f"✖ Connection lost at {clock(known.lost_at)}. What you see is of then. Trying again…")
+            out.append(f" ({plain(known.why)})")
         self.update(out)
