@@ -22,7 +22,6 @@ from browsing import (
 from telling import PLANNER, SECOND, WORKER, collector, end, heartbeat, opened, trace
 
 from hopwatch import attributes as names
-from hopwatch.demo.run import play
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(180)]
 
@@ -206,33 +205,6 @@ def test_a_cascade_that_is_not_known_is_shown_as_soon_as_it_comes(page, running)
     it.get_by_text("No record of this cascade has come").wait_for()
     tell_cascade(running, "settled", cascade=cascade)
     it.locator("h1 .badge[data-verdict=settled]").wait_for()
-
-
-def test_the_demo_that_hangs_is_shown_where_it_hangs(browser, tmp_path):
-    seen = []
-
-    def look(url):
-        with looking(browser, url) as watched:
-            it = watched.open()
-            it.locator("li.cascade .badge[data-verdict=stalled]").wait_for()
-            it.locator("li.cascade a").click()
-            lit = bar(it, "lit")
-            lit.wait_for()
-            seen.extend(
-                (
-                    it.locator("svg.picture text.lane-name").all_text_contents(),
-                    lit.locator(".note").text_content(),
-                    it.locator(".arrow[data-kind=send]").count(),
-                    it.locator(".arrow[data-kind=push]").count(),
-                )
-            )
-
-    outcome = play("hang", lambda _cascade, _outcome: None, hold=look, folder=tmp_path)
-    assert outcome.problem is None
-    lanes, note, sends, pushes = seen
-    assert [lane.split(",")[0] for lane in lanes] == ["user", "frontdesk", "planner", "worker"]
-    assert re.fullmatch(r"waits for a future `answer` that nobody has set at worker\.py:\d+", note)
-    assert (sends, pushes) == (3, 6)
 
 
 # What may come in ----------------------------------------------------------------------------------------------

@@ -153,7 +153,7 @@ def test_enter_opens_a_cascade_as_lanes_with_the_frontier_lit_and_its_reason_the
         await top.open(cascade)
         await top.see("STALLED", cascade, "3 hops, 1 open, 1 at the frontier")
         await top.see("● execution work", "█")
-        await top.see("↳ waits for a future `answer` that nobody has set at worker.py:42")
+        await top.see("↳ at worker.py:42: waits for a future `answer` that nobody has set")
         order = [
             top.rows().index(await top.see(lane)) for lane in ("planner, alive", "opener, pid 4711, alive")
         ]
@@ -197,7 +197,7 @@ def test_the_tree_has_each_hop_beneath_the_one_that_caused_it(running):
         assert depths == [depths[0], depths[0] + 2, depths[0] + 4]
         rows = top.rows()
         assert (
-            "↳ waits for a future `answer` that nobody has set at worker.py:42" in rows[rows.index(work) + 1]
+            "↳ at worker.py:42: waits for a future `answer` that nobody has set" in rows[rows.index(work) + 1]
         )
 
     sit(running, story)

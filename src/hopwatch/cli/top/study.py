@@ -166,15 +166,12 @@ def reason_of(fact: Fact) -> str:
 
 
 def in_words(waits: object) -> str:
-    """What a hop waits on, in one line, with file and line."""
+    """What a hop waits on, in one line. File and line come first, for the end of a line may be cut off."""
     if not isinstance(waits, dict):
         return "nobody has looked at what it waits on yet"
     what = plain(waits.get("what") or waits.get("kind") or "something that nobody could tell")
-    return (
-        ("" if waits.get("kind") == "running" else "waits for ")
-        + what
-        + (f" at {at}" if (at := place(waits)) else "")
-    )
+    at = f"at {where}: " if (where := place(waits)) else ""
+    return at + ("" if waits.get("kind") == "running" else "waits for ") + what
 
 
 def place(waits: dict[str, Any], *, folders: bool = False) -> str:
