@@ -397,6 +397,36 @@ def test_a_cascade_of_10000_hops_is_drawn_in_few_bars_and_listed_in_parts(page, 
     it.locator(".members a").first.wait_for()
 
 
+def test_all_of_10000_hops_can_be_listed_and_a_change_touches_only_its_own_row(page, running, capsys):
+    cascade = tell_many(running, 10_000)
+    it = page.open(f"#/cascade/{cascade}")
+    more = it.locator(".outline button.more")
+    more.wait_for()
+    for _ in range(7):  # each time as many again
+        more.click()
+    rows = it.locator(".hops-list li")
+    assert rows.count() == 10_000
+    assert more.is_hidden()
+    it.evaluate(
+        "document.querySelectorAll('.hops-list li').forEach((each) => { each.dataset.seen = 'yes'; })"
+    )
+    changing = it.locator(".hops-list li:has(a[data-hop='0000000000000001'])")
+    assert changing.get_attribute("data-look") == "lit"
+    changing.locator("a").focus()
+    frames = it.evaluate_handle(
+        """() => { const frames = []; let last = performance.now(); let going = true;
+                   const next = (at) => { frames.push(at - last); last = at; if (going) requestAnimationFrame(next); };
+                   requestAnimationFrame(next); return { end: () => { going = false; return frames.sort((a, b) => a - b); } }; }"""
+    )
+    tell(running, [end(cascade, "0000000000000001", parent="e" * 16, kind="task")])
+    it.locator(".hops-list li[data-look=finished]:has(a[data-hop='0000000000000001'])").wait_for()
+    times = frames.evaluate("(each) => each.end()")
+    with capsys.disabled():
+        print(f"\n10,000 hops in the list: with a change the longest frame was {times[-1]:.0f} ms")
+    assert it.locator(".hops-list li[data-seen=yes]").count() == 10_000
+    assert it.evaluate("document.activeElement.dataset.hop") == "0000000000000001"  # and it keeps the focus
+
+
 def test_a_cascade_of_one_hop_is_a_picture_too(page, running):
     cascade = trace()
     tell(running, [end(cascade, "8" * 16, kind="request")])
