@@ -532,7 +532,9 @@ def test_a_scale_keeps_the_order_of_moments_and_stays_on_the_line(events, more, 
     places = [scale.place(at) for at in sorted([*events, moments.end + more])]
     assert places == sorted(places)
     assert all(0 <= each <= 1 + 1e-9 for each in places)
-    assert len(scale.axis(60)) == 60
+    axis = scale.axis(60)
+    assert len(axis) == 60
+    assert ("⫽" in axis) is any(part.short for part in scale._parts)  # what is not to scale is said
 
 
 # Large ---------------------------------------------------------------------------------------------------------

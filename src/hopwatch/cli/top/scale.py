@@ -91,36 +91,31 @@ class Scale:
     def axis(self, width: int) -> str:
         """A line of that width which names moments, in lengths of time since the beginning."""
         cells = [" "] * width
-        free = 0
 
         def put(column: int, *texts: str) -> None:
-            nonlocal free
+            """The first of these texts for which there is room."""
             for text in texts:
-                place = min(column, width - len(text))
-                if place >= free:
+                place = max(0, min(column, width - len(text)))
+                around = cells[max(0, place - 1) : place + len(text) + 1]
+                if len(text) <= width and all(cell == " " for cell in around):
                     cells[place : place + len(text)] = text
-                    free = place + len(text) + 1
                     return
 
-        for part in self._parts:
+        # What is not to scale is said first: without that the rest would be a wrong picture.
+        for part in [part for part in self._parts if part.short]:
             left, right = round(part.at * width), round((part.at + part.share) * width)
-            if part.short:
-                long, brief = f"⫽ {span(part.length)} ⫽", f"⫽{span(part.length)}".replace(" ", "")
-                put(
-                    left + max(0, right - left - len(long)) // 2,
-                    *((long,) if right - left > len(long) else (brief, "⫽")),
-                )
-                continue
-            if part.begin == self.begin:
-                put(left, "0")
-            step = _nice(part.length / max(1, (right - left) // 12))
+            long, brief = f"⫽ {span(part.length)} ⫽", f"⫽{span(part.length)}".replace(" ", "")
+            middle = left + max(0, right - left - len(long)) // 2
+            put(middle, *((long, brief, "⫽") if right - left > len(long) else (brief, "⫽")))
+        put(0, "0")
+        for part in [part for part in self._parts if not part.short]:
+            room = max(1, round(part.share * width) // 12)
+            step = _nice(part.length / room)
             number = math.floor((part.begin - self.begin) / step + 1e-6) + 1
-            while number * step <= (part.end - self.begin) * (1 + 1e-9) and free < width:
-                put(
-                    round(self.place(self.begin + number * step) * width),
-                    f"+{span(number * step)}".replace(".0 ", " "),
-                )
-                number += 1
+            for each in range(number, number + 2 * room + 2):
+                if each * step <= (part.end - self.begin) * (1 + 1e-9):
+                    text = f"+{span(each * step)}".replace(".0 ", " ")
+                    put(round(self.place(self.begin + each * step) * width), text)
         return "".join(cells)
 
     def _shortened(self, gaps: list[tuple[float, float]], number: int) -> list[tuple[float, float]]:
