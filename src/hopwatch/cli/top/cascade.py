@@ -55,6 +55,7 @@ class CascadeView(View):
         """Seconds that the last change took to be worked out."""
         self._moments = Moments(())
         self._scale = Scale(self._moments)
+        self._details = Text()
         self._seen = -1
         self._next = 0.0
         self._later: Timer | None = None
@@ -134,7 +135,7 @@ class CascadeView(View):
             return
         wanted = matching(self.query_one("#words", Input).value, unfinished=self.unfinished)
         make = tree_lines if self.as_tree else lane_lines
-        self.lines.fill(make(self.study, expanded=self.expanded, wanted=wanted), moved=True)
+        self.lines.fill(make(self.study, expanded=self.expanded, wanted=wanted))
         self.tick()
 
     @while_shown
@@ -192,7 +193,7 @@ class CascadeView(View):
         self.query_one("#panel-title", Static).update(Text(title_of(line), "bold"))
         details = line_details(self.study, line, self.known.now(), self.top.trace_url)
         shown = self.query_one("#details", Static)
-        if shown.visual is None or getattr(self, "_details", None) != details:
+        if self._details != details:
             self._details = details
             shown.update(details)
 

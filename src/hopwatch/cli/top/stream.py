@@ -180,6 +180,6 @@ def _why(error: BaseException | None) -> str:
         return "the collector says nothing"
     if isinstance(error, EventError):
         return str(error)
-    if isinstance(error, httpx.HTTPError):
+    if isinstance(error, (httpx.HTTPError, OSError)):
         return plain(error, 120) or type(error).__name__
     raise error
