@@ -17,6 +17,7 @@ from telling import PLANNER, SECOND, WORKER, collector, end, foreign, heartbeat,
 from hopwatch import attributes as names
 from hopwatch import exits
 from hopwatch.collector import metrics, otlp
+from hopwatch.collector.api import agent_object, cascade_object
 from hopwatch.collector.judged import Judge
 from hopwatch.collector.metrics import Metrics
 from hopwatch.collector.store.sqlite import SqliteStore
@@ -186,6 +187,29 @@ def test_a_process_with_open_hops_that_is_not_heard_of_is_silent_and_one_without
     assert some(found["hopwatch_processes"]) == {"worker,silent": 1, "planner,idle": 1}
     assert some(found["hopwatch_process_silence_seconds"]) == {"worker": 20}
     assert some(found["hopwatch_cascades"]) == {"silent": 1, "settled": 1}
+
+
+def test_the_metrics_the_api_and_each_cascade_say_the_same_of_a_process(scraped):
+    """What its last heartbeat told to be open may have ended since, and what was opened after it may not be in it."""
+    busy, over = trace(), trace()
+    scraped.tell(opened(busy, HOP, at=NOW, sampled=NOW), heartbeat(at=NOW, **{names.HEARTBEAT_OPEN: 0}))
+    scraped.tell(end(over, HOP, at=NOW, instance=PLANNER), heartbeat(PLANNER, at=NOW), service="planner")
+    judge = Judge(scraped.store, clock=lambda: scraped.now)
+    for seconds, states in ((10, ("alive", "alive")), (20, ("silent", "idle"))):
+        scraped.now = NOW + seconds * SECOND
+        processes = {
+            agent.name: agent_object(agent, count, scraped.now) for agent, count in scraped.store.agents()
+        }
+        assert (processes["worker"]["state"], processes["planner"]["state"]) == states
+        shown = []
+        for cascade in (busy, over):
+            snapshot = scraped.store.snapshot(cascade)
+            (agent,) = cascade_object(snapshot, judge.verdict(snapshot), scraped.now)["agents"]
+            shown.append(agent["state"])
+        assert tuple(shown) == states
+        assert some(scraped.scrape()["hopwatch_processes"]) == {
+            f"{name},{state}": 1 for name, state in zip(("worker", "planner"), states, strict=True)
+        }
 
 
 def test_what_ended_more_than_an_hour_ago_no_longer_counts_and_what_is_open_does(scraped):

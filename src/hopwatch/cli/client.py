@@ -67,8 +67,8 @@ def is_loopback(host: str | None) -> bool:
     return host is not None and (host in ("localhost", "::1") or host.startswith("127."))
 
 
-def connection(url: str, token: str | None = None) -> httpx.Client:
-    """What speaks to a collector.
+def settings(url: str, token: str | None = None) -> dict[str, Any]:
+    """How httpx has to speak to a collector: what its clients are made with.
 
     The certificate of an https address is checked by those that come with httpx, or by the file or folder that
     `SSL_CERT_FILE` or `SSL_CERT_DIR` names.
@@ -90,14 +90,21 @@ def connection(url: str, token: str | None = None) -> httpx.Client:
                 f"The certificates in {plain(file or folder)} cannot be read ({plain(error)}). "
                 "Set SSL_CERT_FILE to a file with those by which the collector's is checked."
             ) from None
-    return httpx.Client(
-        headers={} if token is None else {"authorization": bearer(token)},
-        timeout=LONGEST_ANSWER,
+    return {
+        "headers": {} if token is None else {"authorization": bearer(token)},
         # A proxy that the environment names is for the world outside, never for this machine.
-        trust_env=not is_loopback(urlsplit(url).hostname),
-        follow_redirects=False,
-        verify=verify,
-    )
+        "trust_env": not is_loopback(urlsplit(url).hostname),
+        "verify": verify,
+    }
+
+
+def connection(url: str, token: str | None = None) -> httpx.Client:
+    """What speaks to a collector, as `settings` says.
+
+    Raises:
+        Unreachable: the certificates cannot be read.
+    """
+    return httpx.Client(**settings(url, token), timeout=LONGEST_ANSWER, follow_redirects=False)
 
 
 class Collector:
@@ -155,6 +162,15 @@ class Collector:
         if not isinstance(answer.get("verdict"), str) or not isinstance(answer.get("cascade"), str):
             raise self._foreign()
         return answer
+
+    def trace_url(self) -> str | None:
+        """Where traces are to be seen, with {trace} and perhaps {span} in it; None where it was not told.
+
+        Raises:
+            CollectorError: no answer, or one that cannot be used.
+        """
+        template = self._get("/page/settings.json", ()).get("trace_url")
+        return template if isinstance(template, str) else None
 
     def _get(
         self,

@@ -283,6 +283,33 @@ def ls(*, verdicts: tuple[str, ...], limit: int, url: str, token: str | None, as
 
 
 @hopwatch.command()
+@_url
+@_token
+@click.pass_context
+def top(ctx: click.Context, *, url: str, token: str | None) -> None:
+    """Watch cascades and agents live in the terminal, by keyboard: what the collector's page shows. `?` tells the keys."""
+    if not _at_a_terminal():
+        raise click.UsageError(
+            "`hopwatch top` needs a terminal to draw on and to read keys from. `hopwatch ls` lists the same without one."
+        )
+    try:
+        from hopwatch.cli.top.app import Top  # noqa: PLC0415 - Textual takes a third of a second, and only this needs it
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != "textual":
+            raise
+        raise click.ClickException(
+            "`hopwatch top` needs textual, which is not installed. Remedy: pip install 'hopwatch[collector]'"
+        ) from None
+    with Collector(
+        url, token
+    ) as collector:  # nobody wants a whole screen to be told that there is no collector
+        trace_url = collector.trace_url()
+    app = Top(url, token, trace_url)
+    app.run()
+    ctx.exit(app.return_code or 0)
+
+
+@hopwatch.command()
 @_ID
 @_url
 @_token
@@ -512,6 +539,11 @@ def _blackbox(given: str | None) -> str | None:
 def in_terminal() -> bool:
     """Whether a person with a terminal that can draw looks at what is written."""
     return sys.stdout.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
+
+
+def _at_a_terminal() -> bool:
+    """Whether a person sits at both ends. Textual reads standard input and draws on standard error."""
+    return in_terminal() and sys.stdin.isatty() and sys.stderr.isatty()
 
 
 def run() -> None:

@@ -17,7 +17,8 @@ from starlette.routing import Route
 
 from hopwatch.collector.guard import STRANGER
 from hopwatch.collector.store import AmbiguousCascadeError, StoreBusyError, UnknownCascadeError
-from hopwatch.verdict import NAMES, SILENT_AFTER, Agent
+from hopwatch.collector.store.liveness import state_of
+from hopwatch.verdict import NAMES, Agent
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -146,7 +147,7 @@ class Api:
         return json_response(
             {
                 "agents": [
-                    {**agent_object(agent, now), "open": opened, "dropped": agent.dropped}
+                    {**agent_object(agent, opened, now), "open": opened, "dropped": agent.dropped}
                     for agent, opened in self._store.agents()
                 ]
             }
@@ -175,7 +176,9 @@ def cascade_head(snapshot: Snapshot, verdict: Verdict, now: int) -> dict[str, An
     """The same without the hops."""
     row = snapshot.row
     agents: dict[str, Agent] = {}
+    opened: dict[str, int] = {}
     for hop in sorted(snapshot.hops.values(), key=lambda hop: (hop.started, hop.id)):
+        opened[hop.instance] = opened.get(hop.instance, 0) + (hop.ended is None)
         known = agents.get(hop.instance)
         if known is None:
             agents[hop.instance] = snapshot.agents.get(hop.instance) or Agent(
@@ -193,7 +196,7 @@ def cascade_head(snapshot: Snapshot, verdict: Verdict, now: int) -> dict[str, An
         "missing": [_missing(each) for each in verdict.missing],
         "opaque": verdict.opaque,
         "deadlocks": verdict.deadlocks,
-        "agents": [agent_object(agent, now) for agent in agents.values()],
+        "agents": [agent_object(agent, opened[agent.instance], now) for agent in agents.values()],
     }
 
 
@@ -224,20 +227,19 @@ def hop_object(hop: Hop) -> dict[str, Any]:
     }
 
 
-def agent_object(agent: Agent, now: int) -> dict[str, Any]:
-    """One process as the API gives it."""
+def agent_object(agent: Agent, opened: int, now: int) -> dict[str, Any]:
+    """One process as the API gives it.
+
+    Args:
+        agent: what is known of it.
+        opened: its open hops: all of them, or those of the cascade that it is told of with.
+        now: Unix nanoseconds.
+    """
     return {
         "name": agent.name,
         "instance": agent.instance,
         "pid": agent.pid or None,
-        # Without open hops a process has nothing to say: that is no silence.
-        "state": "ended"
-        if agent.ended
-        else "alive"
-        if now - agent.heard <= SILENT_AFTER
-        else "silent"
-        if agent.open
-        else "idle",
+        "state": state_of(agent, opened, now),
         "heard": timestamp(agent.heard),
         "ended": {"at": timestamp(agent.ended), "how": agent.way, "pending": agent.pending}
         if agent.ended

@@ -416,7 +416,7 @@ class Live:
         for row in self._older:
             rows.setdefault(row.cascade, row)
         agents = [
-            {**agent_object(agent, now), "open": opened, "dropped": agent.dropped}
+            {**agent_object(agent, opened, now), "open": opened, "dropped": agent.dropped}
             for agent, opened in self._store.agents()
         ]
         self._overview.update([row_object(row) for row in rows.values()], agents)

@@ -27,7 +27,8 @@ from starlette.routing import Route
 
 from hopwatch import attributes as names
 from hopwatch.collector.store import StoreBusyError, UnknownCascadeError
-from hopwatch.verdict import NAMES, SILENT_AFTER, deadlocks, frontier
+from hopwatch.collector.store.liveness import STATES, state_of
+from hopwatch.verdict import NAMES, deadlocks, frontier
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -57,7 +58,6 @@ OTHERS: Final = "(others)"
 MAX_NAME: Final = 200
 """Characters of an agent's name in a label."""
 
-STATES: Final = ("alive", "idle", "silent", "ended")
 CAUSES: Final = ("killed", "shutdown", "collected", "other")
 WAITS: Final = frozenset(
     {
@@ -426,21 +426,6 @@ def _of_processes(
             left.add_metric([agent, kind], pending[agent, kind])
         lost.add_metric([agent], dropped[agent])
     yield from (running, quiet, left, lost)
-
-
-def state_of(agent: Agent, opened: int, now: int) -> str:
-    """Which of `STATES` a process is in.
-
-    Args:
-        agent: what is known of it.
-        opened: how many of its hops the store knows as open: a process that was found dead has none.
-        now: Unix nanoseconds.
-    """
-    if agent.ended:
-        return "ended"
-    if now - agent.heard <= SILENT_AFTER:
-        return "alive"
-    return "silent" if opened else "idle"
 
 
 def _gauge(name: str, meaning: str, value: float) -> GaugeMetricFamily:

@@ -62,6 +62,8 @@ class Outcome:
     history: list[tuple[float, str]] = field(default_factory=list)
     """Each change of the verdict, with the seconds since the start."""
     cascade: Cascade | None = None
+    url: str | None = None
+    """Where this run's collector is, while it runs."""
 
     def as_dict(self) -> dict[str, Any]:
         """For `--json`."""
@@ -357,7 +359,7 @@ def play(
     early = threading.Event()
     try:
         with slow_server(SLOW_FOR, early) as slow:
-            endpoint = start_collector(cast)
+            endpoint = outcome.url = start_collector(cast)
             frontdesk, port = start_agents(cast, fault, endpoint, slow)
             watch = Watch(endpoint, outcome, show)
             try:

@@ -27,7 +27,7 @@ export function agentsView() {
 
   function refresh() {
     const all = [...state.agents.values()];
-    const rank = (each) => (each.state === "silent" && !each.open ? 1.5 : RANK[each.state] ?? 4);
+    const rank = (each) => RANK[each.state] ?? 4;
     all.sort((a, b) => rank(a) - rank(b) || b.open - a.open || plain(a.name).localeCompare(plain(b.name)));
     const counts = {};
     for (const each of all) counts[each.state] = (counts[each.state] ?? 0) + 1;
@@ -71,8 +71,7 @@ function makeRow() {
       row.heard = moment(of.heard);
       const [glyph, word, meaning] = WORDS[of.state] ?? ["?", plain(of.state), ""];
       const ended = of.ended
-        ? el("span", { class: "note" }, " by ", told(of.ended.how, 60), ended_at(of.ended), pendingWords(of.ended.pending))
-        : of.state === "silent" && !of.open ? el("span", { class: "note" }, " (nothing of it is open here)") : null;
+        ? el("span", { class: "note" }, " by ", told(of.ended.how, 60), ended_at(of.ended), pendingWords(of.ended.pending)) : null;
       const focused = element.contains(document.activeElement);
       element.dataset.state = of.state;
       element.replaceChildren(

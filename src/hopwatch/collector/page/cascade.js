@@ -208,13 +208,14 @@ function outlineView(link) {
   let shown = PAGE;
   let study = null;
   let marked = null;
+  const rows = new Map();
   const words = el("input", { type: "search", oninput: () => { shown = PAGE; fill(); }, placeholder: "agent, kind or name" });
   const only = el("input", { type: "checkbox", onchange: () => { shown = PAGE; fill(); } });
   const summary = el("p", { class: "summary" });
   const list = el("ol", { class: "hops-list" });
   const more = el("button", { type: "button", class: "more", hidden: true, onclick: () => {
     const first = shown;
-    shown += PAGE;
+    shown *= 2; // seven times, and 10,000 are there
     fill();
     list.children[first]?.querySelector("a")?.focus();
   } });
@@ -242,6 +243,22 @@ function outlineView(link) {
     return out;
   }
 
+  function fillRow(row, hop, look, depth) {
+    const fact = study.facts.get(hop.id);
+    const [glyph, words] = LOOKS[look];
+    const focused = row.item.contains(document.activeElement);
+    const way = link(hop.id, el("span", { class: "glyph", "aria-hidden": "true" }, glyph), " ", el("span", { class: "kind" }, plain(hop.kind, 30)), " ", el("b", {}, told(hop.agent, 60)), " ", told(nameOf(hop), 120));
+    way.dataset.hop = hop.id;
+    if (hop.id === marked) way.setAttribute("aria-current", "true");
+    const lasted = hop.state === "open" || look === "abandoned" || fact.begun === null || fact.over === null ? "" : ` ${span(Math.max(0, fact.over - fact.begun))}`;
+    const bad = ["failed", "abandoned", "cancelled"].includes(look) && hop.reason;
+    row.item.replaceChildren(way, el("span", { class: "note" }, ` ${words}${lasted}${hop.late ? ", late" : ""}`), ...(bad ? [el("span", { class: "why" }, " ", told(hop.reason, 200))] : []));
+    row.item.dataset.look = look;
+    row.item.style.setProperty("--depth", String(Math.min(depth, 12)));
+    Object.assign(row, { hop, look, depth, way });
+    if (focused) way.focus({ preventScroll: true });
+  }
+
   function fill() {
     if (study === null) return;
     const wanted = words.value.toLowerCase().split(/\s+/).filter(Boolean);
@@ -252,23 +269,29 @@ function outlineView(link) {
       return wanted.every((word) => hay.includes(word));
     });
     const visible = all.slice(0, shown);
-    const focused = list.contains(document.activeElement) ? document.activeElement.dataset.hop : null;
-    list.replaceChildren(...visible.map(([hop, depth]) => {
-      const fact = study.facts.get(hop.id);
-      const [glyph, look] = LOOKS[fact.look];
-      const way = link(hop.id, el("span", { class: "glyph", "aria-hidden": "true" }, glyph), " ", el("span", { class: "kind" }, plain(hop.kind, 30)), " ", el("b", {}, told(hop.agent, 60)), " ", told(nameOf(hop), 120));
-      way.dataset.hop = hop.id;
-      if (hop.id === marked) way.setAttribute("aria-current", "true");
-      const lasted = hop.state === "open" || fact.look === "abandoned" || fact.begun === null || fact.over === null ? "" : ` ${span(Math.max(0, fact.over - fact.begun))}`;
-      const item = el("li", { "data-look": fact.look }, way, el("span", { class: "note" }, ` ${look}${lasted}${hop.late ? ", late" : ""}`));
-      if (["failed", "abandoned", "cancelled"].includes(fact.look) && hop.reason) item.append(el("span", { class: "why" }, " ", told(hop.reason, 200)));
-      item.style.setProperty("--depth", String(Math.min(depth, 12)));
-      return item;
-    }));
-    if (focused) list.querySelector(`a[data-hop="${CSS.escape(focused)}"]`)?.focus({ preventScroll: true });
+    const kept = new Set(visible.map(([hop]) => hop.id));
+    for (const [id, row] of rows) {
+      if (kept.has(id)) continue;
+      row.item.remove();
+      rows.delete(id);
+    }
+    // What has not changed is left as it is: thousands may be shown, and few of them change at once.
+    let at = list.firstChild;
+    for (const [hop, depth] of visible) {
+      const { look } = study.facts.get(hop.id);
+      let row = rows.get(hop.id);
+      if (row === undefined) rows.set(hop.id, (row = { item: el("li"), hop: null, look: "", depth: -1 }));
+      if (row.hop !== hop || row.look !== look || row.depth !== depth) fillRow(row, hop, look, depth);
+      if (at === row.item) at = at.nextSibling;
+      else {
+        const focused = row.item.contains(document.activeElement) ? document.activeElement : null;
+        list.insertBefore(row.item, at);
+        focused?.focus({ preventScroll: true });
+      }
+    }
     say(summary, visible.length === study.hops.length ? "" : `${count(all.length, "hop")} of ${study.hops.length.toLocaleString("en")}${visible.length < all.length ? `; the first ${visible.length} are shown` : ""}`);
     more.hidden = visible.length >= all.length;
-    say(more, `Show ${Math.min(PAGE, all.length - visible.length)} more`);
+    say(more, `Show ${Math.min(shown, all.length - visible.length).toLocaleString("en")} more`);
   }
 
   return {
@@ -278,11 +301,10 @@ function outlineView(link) {
       fill();
     },
     mark: (id) => {
+      if (id === marked) return;
+      rows.get(marked)?.way.removeAttribute("aria-current");
+      rows.get(id)?.way.setAttribute("aria-current", "true");
       marked = id;
-      for (const way of list.querySelectorAll("a")) {
-        if (way.dataset.hop === id) way.setAttribute("aria-current", "true");
-        else way.removeAttribute("aria-current");
-      }
     },
   };
 }

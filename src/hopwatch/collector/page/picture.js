@@ -320,8 +320,7 @@ function laneWords(lane) {
   const processes = [...lane.processes.values()];
   if (processes.length > 1) return `${lane.name}, ${processes.length} processes`;
   const [agent] = processes;
-  const lost = agent?.state === "silent" || lane.bars.some((bar) => bar.look === "stale") && agent?.state === "idle";
-  const state = agent ? (lost ? "silent: not heard of for 16 s" : plain(agent.state)) : "not known";
+  const state = agent ? (agent.state === "silent" ? "silent: not heard of for 16 s" : plain(agent.state)) : "not known";
   return `${lane.name}${agent?.pid ? `, pid ${agent.pid}` : ""}, ${state}`;
 }
 

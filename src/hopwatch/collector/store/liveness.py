@@ -17,6 +17,24 @@ OFFSETS: Final = 12
 """Heartbeats whose offset is kept. The smallest offset is nearest to the clocks' difference: the record that was
 least delayed. Only the latest count, for clocks are put right."""
 MAX_AGENTS: Final = 20_000
+STATES: Final = ("alive", "idle", "silent", "ended")
+
+
+def state_of(agent: Agent, opened: int, now: int) -> str:
+    """Which of `STATES` a process is in: the same wherever it is told.
+
+    Args:
+        agent: what is known of it. How many open hops its last heartbeat told of is not asked: they may have ended since.
+        opened: how many of its hops are known as open: a process that was found dead has none.
+        now: Unix nanoseconds.
+    """
+    if agent.ended:
+        return "ended"
+    if now - agent.heard <= SILENT_AFTER:
+        return "alive"
+    return (
+        "silent" if opened else "idle"
+    )  # without open hops a process has nothing to say: that is no silence
 
 
 @dataclass(slots=True)
