@@ -21,7 +21,7 @@ from opentelemetry import context as otel_context
 from hopwatch import attributes as names
 from hopwatch import exits, waits
 from hopwatch import process as hopwatch_process
-from hopwatch.instrument.service import MAX_JUDGED, behind, is_service, own_name, work
+from hopwatch.instrument.service import IN_CYTHON, MAX_JUDGED, behind, is_service, own_name, work
 from hopwatch.ledger import DURATIONS_A_TICK, Entry, Note
 from hopwatch.process import current, failed, machinery
 from hopwatch.records import set_location
@@ -233,8 +233,8 @@ def _judge(coro: Any) -> tuple[bool, str]:
             if known is not None:
                 return known[1], name
             frame = coro.cr_frame
-            if frame is None:  # it has ended already: asyncio will say so
-                return False, name
+            if frame is None:  # one of Cython's, or it has ended already: asyncio will say so
+                return name in IN_CYTHON and "/_cygrpc/" in code.co_filename, name
             module = frame.f_globals.get("__name__", "")
             wrapped = _WRAPPERS.get(module)
             inner = frame.f_locals.get(wrapped) if wrapped is not None else None

@@ -1,0 +1,955 @@
+"""Does a message over gRPC become the same hops as one over HTTP? The real SDK over real grpc.aio, in one process."""
+
+import asyncio
+import contextlib
+import gc
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import grpc
+import httpx
+import pytest
+from a2a.client import ClientConfig, ClientFactory
+from a2a.client.client import ClientCallContext
+from a2a.client.errors import A2AClientError, A2AClientTimeoutError
+from a2a.compat.v0_3 import a2a_v0_3_pb2_grpc
+from a2a.compat.v0_3.grpc_handler import CompatGrpcHandler
+from a2a.helpers import new_text_part
+from a2a.server.request_handlers import DefaultRequestHandler
+from a2a.server.request_handlers.grpc_handler import DefaultGrpcServerCallContextBuilder, GrpcHandler
+from a2a.server.tasks import (
+    BasePushNotificationSender,
+    InMemoryPushNotificationConfigStore,
+    InMemoryTaskStore,
+)
+from a2a.types import a2a_pb2, a2a_pb2_grpc
+from a2a.types.a2a_pb2 import (
+    AgentCapabilities,
+    AgentCard,
+    AgentInterface,
+    AgentSkill,
+    CancelTaskRequest,
+    GetTaskRequest,
+    ListTasksRequest,
+    SubscribeToTaskRequest,
+)
+from a2a.utils.errors import TaskNotFoundError
+from opentelemetry import trace
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+import hopwatch
+from exported import cascades, exporter, fresh, only_cascade, others, ours, tree, verdict
+from hopwatch import attributes as names
+from hopwatch import process, propagation
+from hopwatch.instrument import a2a_grpc, http_client
+from hopwatch.instrument.a2a import A2AInstrumentor, missing
+from hopwatch.instrument.asyncio import AsyncioInstrumentor
+from test_a2a import MESSAGE, Executor, answers, complete, hop, over, request, run, served
+
+NOWHERE = "127.0.0.1:9"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def instrumented():
+    AsyncioInstrumentor().instrument()
+    A2AInstrumentor().instrument()
+    yield
+    A2AInstrumentor().uninstrument()
+    AsyncioInstrumentor().uninstrument()
+
+
+@pytest.fixture(autouse=True)
+def empty():
+    fresh()
+    yield
+    assert process.failures == {}
+    assert http_client._attempts == {}
+
+
+def card_of(url, version="1.0"):
+    return AgentCard(
+        name="agent",
+        version="1",
+        description="an agent",
+        supported_interfaces=[AgentInterface(url=url, protocol_binding="GRPC", protocol_version=version)],
+        capabilities=AgentCapabilities(streaming=True, push_notifications=True),
+        default_input_modes=["text/plain"],
+        default_output_modes=["text/plain"],
+        skills=[AgentSkill(id="work", name="work", description="works", tags=["test"])],
+    )
+
+
+@contextlib.asynccontextmanager
+async def listening(add, servicer, **options):
+    """Serve a servicer; its address."""
+    server = grpc.aio.server(**options)
+    add(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        await server.stop(None)
+
+
+@contextlib.asynccontextmanager
+async def agent(work=complete, *, builder=None, older=False, handlers=None, **options):
+    async with httpx.AsyncClient(timeout=10) as http:
+        configs = InMemoryPushNotificationConfigStore()
+        handler = DefaultRequestHandler(
+            agent_executor=Executor(work),
+            task_store=InMemoryTaskStore(),
+            agent_card=card_of("127.0.0.1:1"),
+            push_config_store=configs,
+            push_sender=BasePushNotificationSender(http, configs),
+        )
+        if handlers is not None:
+            handlers.append(handler)
+        add, servicer = (
+            (a2a_v0_3_pb2_grpc.add_A2AServiceServicer_to_server, CompatGrpcHandler(handler, builder))
+            if older
+            else (a2a_pb2_grpc.add_A2AServiceServicer_to_server, GrpcHandler(handler, builder))
+        )
+        async with listening(add, servicer, **options) as address:
+            yield address
+        await handler.aclose()
+
+
+@contextlib.asynccontextmanager
+async def client(address, *, streaming=False, polling=False, version="1.0", channel=None, **options):
+    def made(url):
+        return channel or grpc.aio.insecure_channel(url, **options)
+
+    config = ClientConfig(
+        grpc_channel_factory=made, streaming=streaming, polling=polling, supported_protocol_bindings=["GRPC"]
+    )
+    peer = ClientFactory(config).create(card_of(address, version))
+    try:
+        yield peer
+    finally:
+        await peer.close()
+
+
+def span_of(kind):
+    (span,) = [
+        each
+        for each in ours()
+        if each.attributes[names.HOP_KIND] == kind and each.attributes[names.RECORD] == "end"
+    ]
+    return span
+
+
+def test_a_blocking_message_is_a_send_a_request_and_an_execution():
+    async def story():
+        async with agent() as address, client(address) as peer:
+            (answer,) = await answers(peer, request())
+            await over()
+        hops = only_cascade()
+        assert tree(hops) == MESSAGE
+        assert len(ours()) == 3
+        send, served_, ran = hop(hops, "send"), hop(hops, "request"), hop(hops, "execution")
+        assert (send.name, served_.name, ran.name) == ("SendMessage", "SendMessage", "Executor.execute")
+        assert (send.peer, send.peer_hop, send.peer_name) == ("instrumented", served_.id, address)
+        assert (served_.remote, ran.remote) == (True, False)
+        assert send.task_id == served_.task_id == ran.task_id == answer.task.id
+        assert ran.task_state == send.task_state == "TASK_STATE_COMPLETED"
+        for span in (span_of("send"), span_of("request")):
+            assert span.attributes["rpc.system.name"] == "grpc"
+            assert "rpc.response.status_code" not in span.attributes
+        assert verdict(hops).verdict == "settled"
+
+    run(story)
+
+
+def test_a_message_that_is_not_waited_for_is_the_same():
+    async def story():
+        release = asyncio.Event()
+
+        async def work(updater):
+            await updater.start_work()
+            await release.wait()
+            await updater.complete()
+
+        async with agent(work) as address, client(address, polling=True) as peer:
+            await answers(peer, request(now=True))
+            assert verdict(only_cascade()).verdict != "settled"
+            release.set()
+            await over()
+        hops = only_cascade()
+        assert tree(hops) == MESSAGE
+        assert verdict(hops).verdict == "settled"
+
+    run(story)
+
+
+def test_a_streamed_message_is_the_same_three_hops_and_known_to_be_taken_with_its_first_event():
+    async def story():
+        release, known = asyncio.Event(), []
+
+        async def work(updater):
+            await updater.start_work()
+            await release.wait()
+            await complete(updater)
+
+        async with agent(work) as address, client(address, streaming=True) as peer:
+            events = []
+            async for event in peer.send_message(request()):
+                if not events:
+                    (sent,) = [each for each in process.here().ledger.open_hops() if each.kind == "send"]
+                    known.append((sent.attributes[names.PEER], sent.attributes[names.PEER_HOP]))
+                    release.set()
+                events.append(event)
+            assert len(events) == 5
+            await over()
+        hops = only_cascade()
+        assert tree(hops) == MESSAGE
+        assert len(ours()) == 3
+        assert known == [("instrumented", hop(hops, "request").id)]
+        send = hop(hops, "send")
+        assert (send.name, send.outcome, send.task_state) == (
+            "SendStreamingMessage",
+            "finished",
+            "TASK_STATE_COMPLETED",
+        )
+        assert hop(hops, "request").outcome == "finished"
+        assert verdict(hops).verdict == "settled"
+
+    run(story)
+
+
+def test_who_takes_the_first_event_of_a_stream_and_leaves_is_no_failure():
+    async def story():
+        release = asyncio.Event()
+
+        async def work(updater):
+            await updater.start_work()
+            await release.wait()
+            await updater.complete()
+
+        async with agent(work) as address, client(address, streaming=True) as peer:
+            async for _ in peer.send_message(request()):
+                break
+            release.set()
+            await over()
+        hops = only_cascade()
+        send, served_ = hop(hops, "send"), hop(hops, "request")
+        assert (send.outcome, send.peer, send.peer_hop) == ("finished", "instrumented", served_.id)
+        assert hop(hops, "execution").outcome == "finished"
+        assert verdict(hops).verdict == "settled"
+
+    run(story)
+
+
+def test_somebody_who_subscribes_to_a_task_is_a_cascade_of_its_own():
+    async def story():
+        release = asyncio.Event()
+
+        async def work(updater):
+            await updater.start_work()
+            await release.wait()
+            await complete(updater)
+
+        async with agent(work) as address, client(address, streaming=True, polling=True) as peer:
+            async for event in peer.send_message(request()):
+                task = event.task.id
+                break
+            told = []
+            async for event in peer.subscribe(SubscribeToTaskRequest(id=task)):
+                told.append(event)
+                release.set()
+            await over()
+        assert told[0].task.id == task
+        found = {tuple(sorted(each.name for each in hops.values())): hops for hops in cascades().values()}
+        mine = found[("SubscribeToTask", "SubscribeToTask")]
+        assert tree(mine) == [("send", [("request", [])])]
+        send = hop(mine, "send")
+        assert (send.peer_hop, send.task_id, send.task_state) == (
+            hop(mine, "request").id,
+            task,
+            "TASK_STATE_COMPLETED",
+        )
+        assert {verdict(hops).verdict for hops in found.values()} == {"settled"}
+
+    run(story)
+
+
+def test_a_task_that_is_cancelled_by_a_message_says_so():
+    async def story():
+        begun = asyncio.Event()
+
+        async def work(updater):
+            await updater.start_work()
+            begun.set()
+            await asyncio.Event().wait()
+
+        async with agent(work) as address, client(address, polling=True) as peer:
+            (answer,) = await answers(peer, request(now=True))
+            await begun.wait()
+            cancelled = await peer.cancel_task(CancelTaskRequest(id=answer.task.id))
+            assert cancelled.status.state == a2a_pb2.TASK_STATE_CANCELED
+            await over()
+        found = {hop(hops, "send").name: hops for hops in cascades().values()}
+        assert tree(found["CancelTask"]) == [("send", [("request", [])])]
+        assert hop(found["CancelTask"], "send").task_state == "TASK_STATE_CANCELED"
+        assert tree(found["SendMessage"]) == MESSAGE
+        assert hop(found["SendMessage"], "execution").outcome == "cancelled"
+        assert verdict(found["CancelTask"]).verdict == "settled"
+
+    run(story)
+
+
+def test_a_task_that_asks_for_input_waits_and_the_next_message_finishes_it():
+    async def story():
+        rounds = []
+
+        async def work(updater):
+            rounds.append(updater.task_id)
+            await (updater.requires_input() if len(rounds) == 1 else updater.complete())
+
+        async with agent(work) as address, client(address) as peer:
+            (answer,) = await answers(peer, request())
+            await over()
+            (first,) = cascades().values()
+            assert verdict(first).verdict == "waiting"
+            await answers(peer, request("more", task=answer.task.id, context=answer.task.context_id))
+            await over()
+        (second,) = [hops for key, hops in cascades().items() if key != hop(first, "send").cascade]
+        assert tree(second) == MESSAGE
+        assert verdict(second).verdict == "settled"
+
+    run(story)
+
+
+def test_pushes_go_by_http_as_ever_and_are_two_hops_each():
+    async def story():
+        pushed = asyncio.Queue()
+
+        async def webhook(req):
+            pushed.put_nowait(await req.json())
+            return JSONResponse({})
+
+        async with (
+            served(Starlette(routes=[Route("/hook", webhook, methods=["POST"])])) as url,
+            agent() as address,
+            client(address, polling=True) as peer,
+        ):
+            await answers(peer, request(webhook=f"{url}/hook", now=True))
+            for _ in range(4):
+                await pushed.get()
+                pushed.task_done()
+            await over()
+        hops = only_cascade()
+        push = ("push", [("webhook", [])])
+        assert tree(hops) == [("send", [("request", [("execution", [push] * 4)])])]
+        assert len(ours()) == 3 + 2 * 4
+        assert verdict(hops).verdict == "settled"
+
+    run(story)
+
+
+def test_what_an_execution_hands_on_belongs_to_its_cascade_and_a_poll_to_nobody():
+    async def story():
+        async with agent() as below:
+
+            async def delegate(updater):
+                async with client(below) as peer:
+                    (answer,) = await answers(peer, request())
+                    await peer.get_task(GetTaskRequest(id=answer.task.id))
+                await updater.complete()
+
+            async with agent(delegate) as address, client(address) as peer:
+                (answer,) = await answers(peer, request())
+                await over()
+                hops = only_cascade()
+                await peer.get_task(GetTaskRequest(id=answer.task.id))
+                await peer.list_tasks(ListTasksRequest())
+        asked = ("send", [("request", [])])
+        assert tree(hops) == [("send", [("request", [("execution", [*MESSAGE, asked])])])]
+        assert verdict(hops).verdict == "settled"
+        assert len(cascades()) == 1
+
+    run(story)
+
+
+def test_an_execution_that_raises_has_failed_and_its_task_too():
+    async def story():
+        async def work(updater):
+            await updater.start_work()
+            raise ValueError("no")
+
+        async with agent(work) as address, client(address) as peer:
+            with contextlib.suppress(Exception):
+                await answers(peer, request())
+            await over()
+        hops = only_cascade()
+        assert (hop(hops, "execution").outcome, hop(hops, "execution").reason) == ("failed", "ValueError: no")
+        assert hop(hops, "execution").task_state == "TASK_STATE_FAILED"
+        assert verdict(hops).verdict == "settled"
+
+    run(story)
+
+
+def test_an_error_that_the_agent_answers_with_reaches_the_caller_as_it_is_and_nothing_is_missing():
+    async def story():
+        async with agent() as address, client(address) as peer:
+            with hopwatch.cascade("asks"), pytest.raises(TaskNotFoundError) as raised:
+                await peer.cancel_task(CancelTaskRequest(id="nobody's"))
+            await over()
+        trailing = raised.value.__cause__.trailing_metadata()
+        assert "grpc-status-details-bin" in trailing  # the SDK's own stands beside ours
+        hops = only_cascade()
+        send, served_ = hop(hops, "send"), hop(hops, "request")
+        assert (send.outcome, send.peer, send.peer_hop) == ("failed", "instrumented", served_.id)
+        assert (served_.outcome, served_.reason) == ("failed", "answered NOT_FOUND")
+        assert span_of("send").attributes["rpc.response.status_code"] == "NOT_FOUND"
+        assert span_of("request").attributes["rpc.response.status_code"] == "NOT_FOUND"
+        assert span_of("request").attributes["error.type"] == "TaskNotFoundError"
+        assert verdict(hops).verdict == "settled"
+
+    run(story)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_an_agent_that_cannot_be_reached_is_refused(streaming):
+    async def story():
+        async with client(NOWHERE, streaming=streaming) as peer:
+            with pytest.raises(A2AClientError):
+                await answers(peer, request())
+        hops = only_cascade()
+        send = hop(hops, "send")
+        assert (send.peer, send.outcome, send.peer_name) == ("refused", "failed", NOWHERE)
+        assert "UNAVAILABLE" in send.reason
+        assert verdict(hops).verdict == "settled"
+
+    run(story)
+
+
+class Foreign(a2a_pb2_grpc.A2AServiceServicer):
+    """An agent without hopwatch, whose answers the test makes."""
+
+    def __init__(self, answer):
+        self.answer = answer
+        self.seen = []
+
+    async def SendMessage(self, request, context):  # noqa: N802
+        self.seen.append(tuple(context.invocation_metadata()))
+        return await self.answer(context)
+
+    async def SendStreamingMessage(self, request, context):  # noqa: N802
+        self.seen.append(tuple(context.invocation_metadata()))
+        yield a2a_pb2.StreamResponse(task=task(a2a_pb2.TASK_STATE_WORKING))
+        yield a2a_pb2.StreamResponse(task=(await self.answer(context)).task)
+
+    async def GetTask(self, request, context):  # noqa: N802
+        return task(a2a_pb2.TASK_STATE_COMPLETED)
+
+
+def task(state):
+    return a2a_pb2.Task(id="t1", context_id="c1", status=a2a_pb2.TaskStatus(state=state))
+
+
+def foreign(answer, **options):
+    servicer = answer if isinstance(answer, Foreign) else Foreign(answer)
+    return listening(a2a_pb2_grpc.add_A2AServiceServicer_to_server, servicer, **options)
+
+
+def in_state(state):
+    async def answer(_):
+        return a2a_pb2.SendMessageResponse(task=task(state))
+
+    return answer
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_peer_without_hopwatch_that_completed_its_task_is_settled_up_to_it(streaming):
+    async def story():
+        async with (
+            foreign(in_state(a2a_pb2.TASK_STATE_COMPLETED)) as address,
+            client(address, streaming=streaming) as peer,
+        ):
+            await answers(peer, request())
+        hops = only_cascade()
+        assert hop(hops, "send").peer == "opaque"
+        judged = verdict(hops)
+        assert (judged.verdict, judged.opaque) == ("settled", [address])
+        assert "up to" in judged.reason
+
+    run(story)
+
+
+def test_a_peer_without_hopwatch_whose_task_still_works_is_unknown_until_it_is_asked_again():
+    async def story():
+        async with (
+            foreign(in_state(a2a_pb2.TASK_STATE_WORKING)) as address,
+            client(address) as peer,
+            hopwatch.cascade("ask twice"),
+        ):
+            await answers(peer, request())
+            assert verdict(only_cascade()).verdict == "unknown"
+            await peer.get_task(GetTaskRequest(id="t1"))
+        assert verdict(only_cascade()).verdict == "settled"
+
+    run(story)
+
+
+def test_a_deadline_that_passes_leaves_it_unknown_who_took_the_message():
+    async def story():
+        async def never(_):
+            await asyncio.Event().wait()
+
+        async with foreign(never) as address, client(address) as peer:
+            with pytest.raises(A2AClientTimeoutError):
+                async for _ in peer.send_message(request(), context=ClientCallContext(timeout=0.3)):
+                    pass
+        hops = only_cascade()
+        assert hop(hops, "send").peer == "unknown"
+        assert span_of("send").attributes["rpc.response.status_code"] == "DEADLINE_EXCEEDED"
+        judged = verdict(hops)
+        assert judged.verdict == "unknown"
+        assert "nobody knows whether" in judged.reason
+
+    run(story)
+
+
+def test_a_deadline_that_passes_at_an_agent_of_ours_cancels_its_request_and_nothing_is_missing():
+    async def story():
+        release = asyncio.Event()
+
+        async def work(updater):
+            await updater.start_work()
+            await release.wait()
+            await updater.complete()
+
+        async with agent(work) as address, client(address) as peer:
+            with pytest.raises(A2AClientTimeoutError):
+                async for _ in peer.send_message(request(), context=ClientCallContext(timeout=0.5)):
+                    pass
+            while not [hop for hop in only_cascade().values() if hop.kind == "request"]:
+                await asyncio.sleep(0.01)
+            release.set()
+            await over()
+        hops = only_cascade()
+        assert hop(hops, "send").peer == "unknown"
+        assert hop(hops, "request").outcome == "cancelled"
+        assert verdict(hops).verdict == "settled"
+
+    run(story)
+
+
+def test_a_gateway_that_gave_up_leaves_it_unknown_who_took_the_message():
+    async def story():
+        async def gave_up(context):
+            # As somebody says it who handed the message on, and connected to nobody.
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "failed to connect to all addresses")
+
+        async with foreign(gave_up) as address, client(address) as peer:
+            with pytest.raises(A2AClientError):
+                await answers(peer, request())
+        hops = only_cascade()
+        assert hop(hops, "send").peer == "unknown"
+        assert verdict(hops).verdict == "unknown"
+
+    run(story)
+
+
+@pytest.mark.parametrize("code", ["INVALID_ARGUMENT", "UNIMPLEMENTED", "PERMISSION_DENIED"])
+def test_a_peer_without_hopwatch_that_refuses_the_message_has_not_taken_it(code):
+    async def story():
+        async def refuse(context):
+            await context.abort(grpc.StatusCode[code], "no")
+
+        async with foreign(refuse) as address, client(address) as peer:
+            with pytest.raises(A2AClientError):
+                await answers(peer, request())
+        hops = only_cascade()
+        assert (hop(hops, "send").peer, hop(hops, "send").outcome) == ("opaque", "failed")
+        judged = verdict(hops)
+        assert (judged.verdict, judged.opaque) == ("settled", [address])
+
+    run(story)
+
+
+@pytest.mark.parametrize("code", ["INTERNAL", "UNKNOWN", "RESOURCE_EXHAUSTED"])
+def test_what_grpc_may_have_made_up_itself_leaves_it_unknown(code):
+    async def story():
+        async def fail(context):
+            await context.abort(grpc.StatusCode[code], "no")
+
+        async with foreign(fail) as address, client(address) as peer:
+            with pytest.raises(A2AClientError):
+                await answers(peer, request())
+        assert verdict(only_cascade()).verdict == "unknown"
+
+    run(story)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_message_that_is_cancelled_by_its_caller_says_so(streaming):
+    async def story():
+        reached, release = asyncio.Event(), asyncio.Event()
+
+        async def work(updater):
+            await updater.start_work()
+            reached.set()
+            await release.wait()
+            await updater.complete()
+
+        async with agent(work) as address, client(address, streaming=streaming) as peer:
+            sending = asyncio.create_task(answers(peer, request()))
+            await reached.wait()
+            sending.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await sending
+            while not [hop for hop in only_cascade().values() if hop.kind == "request"]:
+                await asyncio.sleep(0.01)
+            release.set()
+            await over()
+        hops = only_cascade()
+        assert hop(hops, "send").outcome == "cancelled"
+        assert hop(hops, "request").outcome == "cancelled"
+        assert hop(hops, "execution").outcome == "finished"
+        assert verdict(hops).verdict == "settled"
+
+    run(story)
+
+
+def test_a_client_without_hopwatch_makes_the_request_a_root_in_its_own_trace():
+    async def story():
+        trace_id = "ab" * 16
+        async with agent() as address, grpc.aio.insecure_channel(address) as channel:
+            stub = a2a_pb2_grpc.A2AServiceStub(channel)
+            call = stub.SendMessage(
+                request(),
+                metadata=(("traceparent", f"00-{trace_id}-{'cd' * 8}-01"), ("mine", "kept")),
+            )
+            await call
+            answer = dict(await call.trailing_metadata())
+            await over()
+        ((identifier, hops),) = cascades().items()
+        assert identifier == trace_id
+        assert tree(hops) == [("request", [("execution", [])])]
+        said = f"00-{trace_id}-{hop(hops, 'request').id}-01"
+        assert (answer["traceresponse"], answer["hopwatch-hop"]) == (said, said)
+        assert verdict(hops).verdict == "settled"
+
+    run(story)
+
+
+class Builder(DefaultGrpcServerCallContextBuilder):
+    """Sees each call as the application does."""
+
+    def __init__(self, see):
+        self.see = see
+
+    def build(self, context):
+        self.see(context)
+        return super().build(context)
+
+
+def test_the_applications_own_metadata_arrives_beside_ours():
+    async def story():
+        there = []
+
+        def see(context):
+            there.append(context.invocation_metadata())
+            context.set_trailing_metadata((("mine", "too"),))
+
+        class Sees(grpc.aio.UnaryUnaryClientInterceptor):
+            async def intercept_unary_unary(self, continuation, details, message):
+                kinds.append(type(details.metadata))
+                call = await continuation(details, message)
+                back.extend(await call.trailing_metadata())
+                return call
+
+        kinds, back = [], []
+        async with agent(builder=Builder(see)) as address, client(address, interceptors=[Sees()]) as peer:
+            context = ClientCallContext(service_parameters={"X-Tenant": "blue", "traceparent": "mine"})
+            async for _ in peer.send_message(request(), context=context):
+                pass
+            await over()
+        hops = only_cascade()
+        got = [(key, value) for key, value in there[0] if key != "user-agent"]
+        assert sorted(key for key, _ in got) == ["a2a-version", "traceparent", "tracestate", "x-tenant"]
+        assert dict(got)["x-tenant"] == "blue"
+        assert dict(got)["traceparent"].split("-")[2] == hop(hops, "send").id
+        assert ("mine", "too") in back
+        assert sum(key == "hopwatch-hop" for key, _ in back) == 1
+        assert hop(hops, "send").peer_hop == hop(hops, "request").id
+        assert verdict(hops).verdict == "settled"
+
+    run(story)
+
+
+def test_an_agent_that_sends_initial_metadata_of_its_own_still_can_and_acknowledges_at_the_end():
+    async def story():
+        class Own(GrpcHandler):
+            async def SendStreamingMessage(self, request, context):  # noqa: N802
+                await context.send_initial_metadata((("mine", "first"),))
+                async for event in super().SendStreamingMessage(request, context):
+                    yield event
+
+        handlers = []
+        async with (
+            agent(handlers=handlers),
+            listening(a2a_pb2_grpc.add_A2AServiceServicer_to_server, Own(handlers[0])) as address,
+            client(address, streaming=True) as peer,
+        ):
+            assert len(await answers(peer, request())) == 4
+            await over()
+        hops = only_cascade()
+        send = hop(hops, "send")
+        assert (send.peer, send.peer_hop) == ("instrumented", hop(hops, "request").id)
+        assert verdict(hops).verdict == "settled"
+
+    run(story)
+
+
+def test_beside_contrib_every_hop_keeps_its_place_and_no_header_goes_out_twice():
+    from opentelemetry.instrumentation.grpc import (
+        GrpcAioInstrumentorClient,
+        GrpcAioInstrumentorServer,
+    )
+
+    GrpcAioInstrumentorClient().instrument()
+    GrpcAioInstrumentorServer().instrument()
+    try:
+
+        async def story(*, streaming):
+            fresh()
+            there = []
+            builder = Builder(lambda context: there.append(context.invocation_metadata()))
+            async with agent(builder=builder) as address, client(address, streaming=streaming) as peer:
+                await answers(peer, request())
+                await over()
+            ((identifier, hops),) = cascades().items()
+            assert tree(hops) == MESSAGE
+            assert len(ours()) == 3
+            send, served_ = hop(hops, "send"), hop(hops, "request")
+            assert (send.peer, send.peer_hop, served_.parent) == ("instrumented", served_.id, send.id)
+            assert verdict(hops).verdict == "settled"
+            for name in ("traceparent", "tracestate"):
+                assert sum(key == name for key, _ in there[0]) == 1
+            contrib = [
+                span
+                for span in others()
+                if span.instrumentation_scope.name.startswith("opentelemetry.instrumentation.grpc")
+            ]
+            assert sorted(span.kind.name for span in contrib) == ["CLIENT", "SERVER"]
+            assert {f"{span.context.trace_id:032x}" for span in contrib} == {identifier}
+            # send > contrib's client > contrib's server > request
+            by_id = {span.context.span_id: span for span in exporter.get_finished_spans()}
+            server = by_id[span_of("request").parent.span_id]
+            caller = by_id[server.parent.span_id]
+            assert (server.kind.name, caller.kind.name) == ("SERVER", "CLIENT")
+            assert by_id[caller.parent.span_id] is span_of("send")
+
+        run(lambda: story(streaming=False))
+        run(lambda: story(streaming=True))
+    finally:
+        GrpcAioInstrumentorServer().uninstrument()
+        GrpcAioInstrumentorClient().uninstrument()
+
+
+class TriesAgain(grpc.aio.UnaryUnaryClientInterceptor):
+    """Takes no first answer for good."""
+
+    async def intercept_unary_unary(self, continuation, details, message):
+        await (await continuation(details, message))
+        return await continuation(details, message)
+
+
+def test_an_interceptor_that_sends_again_reaches_two_and_both_have_to_be_known():
+    async def story():
+        async with agent() as address, client(address, interceptors=[TriesAgain()]) as peer:
+            await answers(peer, request())
+            await over()
+        hops = only_cascade()
+        sent = hop(hops, "send")
+        assert sent.attempts == 2
+        reached = [each for each in hops.values() if each.kind == "request"]
+        assert [each.parent for each in reached] == [sent.id, sent.id]
+        assert verdict(hops).verdict == "settled"
+        lost = {key: each for key, each in hops.items() if key != reached[0].id}
+        assert verdict(lost).verdict == "unknown"
+
+    run(story)
+
+
+RETRIES = json.dumps(
+    {
+        "methodConfig": [
+            {
+                "name": [{}],
+                "retryPolicy": {
+                    "maxAttempts": 3,
+                    "initialBackoff": "0.01s",
+                    "maxBackoff": "0.02s",
+                    "backoffMultiplier": 1,
+                    "retryableStatusCodes": ["UNAVAILABLE"],
+                },
+            }
+        ]
+    }
+)
+
+
+def test_a_channel_that_tries_again_by_itself_reaches_two_and_both_have_to_be_known():
+    async def story():
+        calls = []
+
+        class Busy(GrpcHandler):
+            async def SendMessage(self, request, context):  # noqa: N802
+                calls.append(request)
+                if len(calls) == 1:
+                    await context.abort(grpc.StatusCode.UNAVAILABLE, "busy")
+                return await super().SendMessage(request, context)
+
+        handlers = []
+        async with (
+            agent(handlers=handlers),
+            listening(a2a_pb2_grpc.add_A2AServiceServicer_to_server, Busy(handlers[0])) as address,
+            client(address, options=[("grpc.service_config", RETRIES)]) as peer,
+        ):
+            await answers(peer, request())
+            await over()
+        assert len(calls) == 2
+        hops = only_cascade()
+        # The first attempt ended in the application's own code: nobody knows what it did with the message.
+        assert hop(hops, "send").attempts == 2
+        assert verdict(hops).verdict == "unknown"
+
+    run(story)
+
+
+def test_a_channel_that_tries_again_by_itself_is_never_said_to_have_reached_nobody():
+    async def story():
+        async with client(NOWHERE, options=[("grpc.service_config", RETRIES)]) as peer:
+            with pytest.raises(A2AClientError):
+                await answers(peer, request())
+        assert hop(only_cascade(), "send").peer == "unknown"
+
+    run(story)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_peer_that_speaks_the_older_protocol_is_accounted_for_as_any_other(streaming):
+    async def story():
+        async with (
+            agent(older=True) as address,
+            client(address, version="0.3", streaming=streaming) as peer,
+        ):
+            await answers(peer, request())
+            await over()
+        hops = only_cascade()
+        assert tree(hops) == MESSAGE
+        assert len(ours()) == 3
+        assert hop(hops, "send").peer_hop == hop(hops, "request").id
+        assert verdict(hops).verdict == "settled"
+
+    run(story)
+
+
+def test_a_server_that_is_started_within_a_cascade_is_no_work_of_it():
+    async def story():
+        async with contextlib.AsyncExitStack() as stack:
+            with hopwatch.cascade("starts a server"):
+                address = await stack.enter_async_context(agent())
+            peer = await stack.enter_async_context(client(address))
+            assert not hopwatch.pending()
+            await answers(peer, request())
+            await over()
+        found = {frozenset(each.kind for each in hops.values()): hops for hops in cascades().values()}
+        assert set(found) == {frozenset({"task"}), frozenset({"send", "request", "execution"})}
+        assert {verdict(hops).verdict for hops in found.values()} == {"settled"}
+
+    run(story)
+
+
+def test_nothing_keeps_a_call_that_is_over(monkeypatch):
+    async def story():
+        made = []
+        noted = a2a_grpc._over
+
+        def over_(entry, reference):
+            made.append(reference)
+            noted(entry, reference)
+
+        monkeypatch.setattr(a2a_grpc, "_over", over_)
+        async with agent() as address:
+            async with client(address) as peer:
+                await answers(peer, request())
+            async with client(address, streaming=True) as peer:
+                await answers(peer, request())
+            await over()
+        gc.collect()
+        assert len(made) == 2
+        assert [reference() for reference in made] == [None, None]
+
+    run(story)
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_grpc_takes_the_wrapped_methods_for_what_they_are(older):
+    import inspect
+
+    owner = CompatGrpcHandler if older else GrpcHandler
+    handler = owner(object())
+    assert inspect.iscoroutinefunction(handler.SendMessage)
+    assert inspect.isasyncgenfunction(handler.SendStreamingMessage)
+    assert handler.SendMessage.__qualname__ == f"{owner.__name__}.SendMessage"
+
+
+def test_this_release_has_every_seam():
+    assert missing == []
+
+
+def test_everything_that_was_replaced_is_put_back():
+    from a2a.client.transports.grpc import GrpcTransport
+    from a2a.compat.v0_3.grpc_transport import CompatGrpcTransport
+    from grpc.aio import _call, _channel
+
+    owners = [
+        GrpcTransport, CompatGrpcTransport, GrpcHandler, CompatGrpcHandler, _channel.Channel, _channel.UnaryUnaryMultiCallable,
+        _channel.UnaryStreamMultiCallable, _call.UnaryUnaryCall, _call.UnaryStreamCall,
+    ]  # fmt: skip
+    A2AInstrumentor().uninstrument()
+    before = [dict(vars(owner)) for owner in owners]
+    A2AInstrumentor().instrument()
+    try:
+        changed = [
+            [key for key in then if vars(owner)[key] is not then[key]]
+            for owner, then in zip(owners, before, strict=True)
+        ]
+        assert all(changed)
+    finally:
+        A2AInstrumentor().uninstrument()
+    for owner, then in zip(owners, before, strict=True):
+        now = dict(vars(owner))
+        assert now.keys() == then.keys()
+        assert all(now[key] is then[key] for key in then), owner
+    A2AInstrumentor().instrument()
+
+
+@pytest.mark.parametrize(
+    ("target", "address"),
+    [
+        ("localhost:50051", ("localhost", 50051)),
+        ("127.0.0.1:1", ("127.0.0.1", 1)),
+        ("dns:///agents.example:443", ("agents.example", 443)),
+        ("dns://8.8.8.8/agents.example:443", ("agents.example", 443)),
+        ("ipv4:10.0.0.1:5,10.0.0.2:6", ("10.0.0.1", 5)),
+        ("ipv6:[::1]:7", ("::1", 7)),
+        ("[::1]:7", ("::1", 7)),
+        ("::1", ("::1", 0)),
+        ("agents.example", ("agents.example", 0)),
+        ("unix:/run/agent.sock", ("/run/agent.sock", 0)),
+        ("unix:///run/agent.sock", ("///run/agent.sock", 0)),
+    ],
+)
+def test_whom_a_channel_names(target, address):
+    assert a2a_grpc.address_of(target) == address
