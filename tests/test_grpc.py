@@ -4,10 +4,6 @@ import asyncio
 import contextlib
 import gc
 import json
-import os
-import signal
-import subprocess
-import sys
 
 import grpc
 import httpx
@@ -17,7 +13,6 @@ from a2a.client.client import ClientCallContext
 from a2a.client.errors import A2AClientError, A2AClientTimeoutError
 from a2a.compat.v0_3 import a2a_v0_3_pb2_grpc
 from a2a.compat.v0_3.grpc_handler import CompatGrpcHandler
-from a2a.helpers import new_text_part
 from a2a.server.request_handlers import DefaultRequestHandler
 from a2a.server.request_handlers.grpc_handler import DefaultGrpcServerCallContextBuilder, GrpcHandler
 from a2a.server.tasks import (
@@ -37,7 +32,6 @@ from a2a.types.a2a_pb2 import (
     SubscribeToTaskRequest,
 )
 from a2a.utils.errors import TaskNotFoundError
-from opentelemetry import trace
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Route
@@ -45,7 +39,7 @@ from starlette.routing import Route
 import hopwatch
 from exported import cascades, exporter, fresh, only_cascade, others, ours, tree, verdict
 from hopwatch import attributes as names
-from hopwatch import process, propagation
+from hopwatch import process
 from hopwatch.instrument import a2a_grpc, http_client
 from hopwatch.instrument.a2a import A2AInstrumentor, missing
 from hopwatch.instrument.asyncio import AsyncioInstrumentor
@@ -142,6 +136,16 @@ def span_of(kind):
         if each.attributes[names.HOP_KIND] == kind and each.attributes[names.RECORD] == "end"
     ]
     return span
+
+
+async def ended(kind):
+    """Wait until a hop of this kind has ended."""
+    while not [
+        each
+        for each in ours()
+        if (each.attributes[names.HOP_KIND], each.attributes[names.RECORD]) == (kind, "end")
+    ]:
+        await asyncio.sleep(0.01)
 
 
 def test_a_blocking_message_is_a_send_a_request_and_an_execution():
@@ -529,13 +533,11 @@ def test_a_deadline_that_passes_at_an_agent_of_ours_cancels_its_request_and_noth
             with pytest.raises(A2AClientTimeoutError):
                 async for _ in peer.send_message(request(), context=ClientCallContext(timeout=0.5)):
                     pass
-            while not [hop for hop in only_cascade().values() if hop.kind == "request"]:
-                await asyncio.sleep(0.01)
+            await ended("request")
             release.set()
             await over()
         hops = only_cascade()
         assert hop(hops, "send").peer == "unknown"
-        assert hop(hops, "request").outcome == "cancelled"
         assert verdict(hops).verdict == "settled"
 
     run(story)
@@ -605,13 +607,11 @@ def test_a_message_that_is_cancelled_by_its_caller_says_so(streaming):
             sending.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await sending
-            while not [hop for hop in only_cascade().values() if hop.kind == "request"]:
-                await asyncio.sleep(0.01)
+            await ended("request")
             release.set()
             await over()
         hops = only_cascade()
         assert hop(hops, "send").outcome == "cancelled"
-        assert hop(hops, "request").outcome == "cancelled"
         assert hop(hops, "execution").outcome == "finished"
         assert verdict(hops).verdict == "settled"
 
@@ -746,7 +746,11 @@ def test_beside_contrib_every_hop_keeps_its_place_and_no_header_goes_out_twice()
             server = by_id[span_of("request").parent.span_id]
             caller = by_id[server.parent.span_id]
             assert (server.kind.name, caller.kind.name) == ("SERVER", "CLIENT")
-            assert by_id[caller.parent.span_id] is span_of("send")
+            above = []
+            while caller.parent is not None and caller.parent.span_id in by_id:  # the SDK's own stand between
+                caller = by_id[caller.parent.span_id]
+                above.append(caller.context.span_id)
+            assert span_of("send").context.span_id in above
 
         run(lambda: story(streaming=False))
         run(lambda: story(streaming=True))

@@ -188,4 +188,11 @@ PEERS: Final = ("instrumented", "opaque", "refused", "unknown")
 TERMINAL_STATES: Final = frozenset(
     {"TASK_STATE_COMPLETED", "TASK_STATE_CANCELED", "TASK_STATE_FAILED", "TASK_STATE_REJECTED"}
 )
+RPC_REFUSALS: Final = frozenset(
+    {
+        "INVALID_ARGUMENT", "NOT_FOUND", "ALREADY_EXISTS", "PERMISSION_DENIED", "FAILED_PRECONDITION", "ABORTED",
+        "OUT_OF_RANGE", "UNIMPLEMENTED", "UNAUTHENTICATED",
+    }
+)  # fmt: skip
+"""Statuses of gRPC by which somebody at the other end refuses a call, as 4xx does. The others gRPC may have made up itself."""
 INTERRUPTED_STATES: Final = frozenset({"TASK_STATE_INPUT_REQUIRED", "TASK_STATE_AUTH_REQUIRED"})

@@ -18,7 +18,6 @@ from asyncio import CancelledError, current_task
 from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary, ref
 
 from opentelemetry import context as otel_context
@@ -52,14 +51,6 @@ OLDER_NAMES: Final = {
 
 _REFUSING: Final = ("failed to connect to all addresses", "errors resolving ", "DNS resolution failed")
 """How gRPC (1.60 to 1.85) begins to say that it reached nobody."""
-_ANSWERED: Final = frozenset(
-    {
-        "INVALID_ARGUMENT", "NOT_FOUND", "ALREADY_EXISTS", "PERMISSION_DENIED", "FAILED_PRECONDITION", "ABORTED",
-        "OUT_OF_RANGE", "UNIMPLEMENTED", "UNAUTHENTICATED",
-    }
-)  # fmt: skip
-"""Statuses that somebody at the other end gave. gRPC makes up the others by itself too, when a connection breaks."""
-
 _CHANGED: Final = frozenset({"traceparent", "tracestate"})
 _ATTEMPTS: Final = "grpc-previous-rpc-attempts"
 """Metadata of a call that gRPC's core tries again, by a policy of the channel; only the server gets to see it."""
@@ -236,10 +227,10 @@ def _over(entry: Entry, reference: Any) -> None:
             _count(entry, message)
             if not message.attempts:
                 entry.set(names.PEER, "refused")
-        elif (entry.attributes or {}).get(names.PEER) == "unknown" and (
-            status == "OK"
-            or (status in _ANSWERED and (message.channel is not None and not message.channel.may_retry))
-        ):
+            return
+        once = message.channel is not None and not message.channel.may_retry
+        answered = status == "OK" or (status in names.RPC_REFUSALS and once)
+        if answered and (entry.attributes or {}).get(names.PEER) == "unknown":
             entry.set(names.PEER, "opaque")
     except Exception:  # noqa: BLE001
         failed("grpc.answer")
@@ -446,7 +437,8 @@ class Served(asgi.Exchange):
             said = "UNKNOWN"  # what gRPC answers for an exception that it does not know
         if said != "OK":
             entry.set(names.RPC_STATUS_CODE, said)
-            entry.finish("failed", type(error).__name__ if said == "UNKNOWN" and error else f"answered {said}")
+            unforeseen = said == "UNKNOWN" and error is not None
+            entry.finish("failed", type(error).__name__ if unforeseen else f"answered {said}")
         else:
             entry.finish()
 

@@ -228,13 +228,15 @@ def _judge(coro: Any) -> tuple[bool, str]:
             if code is None:
                 return False, name
             name = coro.__qualname__
+            if name in IN_CYTHON and "/_cygrpc/" in code.co_filename:
+                return True, name
             # Many functions share the code of what is wrapped around them; the wrapper's name is theirs.
             known = behind.get((id(code), name))
             if known is not None:
                 return known[1], name
             frame = coro.cr_frame
-            if frame is None:  # one of Cython's, or it has ended already: asyncio will say so
-                return name in IN_CYTHON and "/_cygrpc/" in code.co_filename, name
+            if frame is None:  # it has ended already: asyncio will say so
+                return False, name
             module = frame.f_globals.get("__name__", "")
             wrapped = _WRAPPERS.get(module)
             inner = frame.f_locals.get(wrapped) if wrapped is not None else None
