@@ -4,6 +4,10 @@ import asyncio
 import contextlib
 import gc
 import json
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import grpc
 import httpx
@@ -39,8 +43,8 @@ from starlette.routing import Route
 import hopwatch
 from exported import cascades, exporter, fresh, only_cascade, others, ours, tree, verdict
 from hopwatch import attributes as names
-from hopwatch import process
-from hopwatch.instrument import a2a_grpc, http_client
+from hopwatch import process, propagation, telemetry
+from hopwatch.instrument import Patches, a2a_grpc, http_client
 from hopwatch.instrument.a2a import A2AInstrumentor, missing
 from hopwatch.instrument.asyncio import AsyncioInstrumentor
 from test_a2a import MESSAGE, Executor, answers, complete, hop, over, request, run, served
@@ -906,6 +910,287 @@ def test_grpc_takes_the_wrapped_methods_for_what_they_are(older):
     assert inspect.iscoroutinefunction(handler.SendMessage)
     assert inspect.isasyncgenfunction(handler.SendStreamingMessage)
     assert handler.SendMessage.__qualname__ == f"{owner.__name__}.SendMessage"
+
+
+async def told_of(task, until):
+    """What is said of a task by a thread that looks, once that is what the story waits for."""
+    for _ in range(3000):
+        told = (await asyncio.to_thread(telemetry.look_at, task)).as_dict()
+        if until(told):
+            return told
+        await asyncio.sleep(0.01)
+    raise AssertionError(told)
+
+
+def open_hop(kind):
+    (found,) = [each for each in process.here().ledger.open_hops() if each.kind == kind]
+    return found
+
+
+def without_deadline(story):
+    """As `run`, but with no timer pending on the story, which would end what it waits for."""
+    loop = asyncio.new_event_loop()
+    try:
+        loop.run_until_complete(story())
+    finally:
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_who_awaits_an_answer_is_known_to_ask_for_it_and_whom(streaming):
+    async def story():
+        begun, release = asyncio.Event(), asyncio.Event()
+
+        async def work(updater):
+            begun.set()
+            await release.wait()
+            await complete(updater)
+
+        async with agent(work) as address, client(address, streaming=streaming) as peer:
+            asking = asyncio.create_task(answers(peer, request()), name="asks")
+            await begun.wait()
+            send = open_hop("send")
+            if streaming:  # its first event is the answer that it asked for
+                told = await told_of(asking, lambda told: "hop" in told.get("send", ()))
+                assert told["send"]["hop"] == open_hop("request").id
+                assert "asks" not in told
+            else:
+                told = await told_of(asking, lambda told: told.get("asks"))
+                assert told["asks"] == [send.id]
+                assert open_hop("request").instance_of().status == 0
+                waits = telemetry.what_it_waits_on(open_hop("request"))[0]
+                assert waits["owes"] is True
+            assert (told["kind"], told["moves"], told["send"]["agent"]) == ("call", True, "agent")
+            assert told["send"]["url"] == address
+            release.set()
+            await asking
+            await over()
+
+    without_deadline(story)
+
+
+def test_who_awaits_an_answer_with_a_deadline_of_grpcs_may_go_on_without_it():
+    async def story():
+        begun, release = asyncio.Event(), asyncio.Event()
+
+        async def work(updater):
+            begun.set()
+            await release.wait()
+            await complete(updater)
+
+        async def ask(peer):
+            async for _ in peer.send_message(request(), context=ClientCallContext(timeout=300)):
+                pass
+
+        async with agent(work) as address, client(address) as peer:
+            asking = asyncio.create_task(ask(peer))
+            await begun.wait()
+            told = await told_of(asking, lambda told: told["kind"] == "call")
+            assert told["moves"]
+            assert "asks" not in told
+            release.set()
+            await asking
+            await over()
+
+    without_deadline(story)
+
+
+SERVER = """
+import asyncio, sys
+sys.path.insert(0, sys.argv[1])
+from hopwatch.instrument.a2a import A2AInstrumentor
+from hopwatch.instrument.asyncio import AsyncioInstrumentor
+AsyncioInstrumentor().instrument()
+A2AInstrumentor().instrument()
+from test_grpc import agent
+
+async def work(updater):
+    await updater.start_work()
+    print("works", flush=True)
+    await asyncio.Event().wait()
+
+async def main():
+    async with agent(work) as address:
+        print(address, flush=True)
+        await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_server_that_is_killed_at_work_leaves_it_unknown_what_became_of_the_message(streaming):
+    async def story(server):
+        def line():
+            return server.stdout.readline().strip()
+
+        address = await asyncio.to_thread(line)
+        async with client(address, streaming=streaming) as peer:
+            asking = asyncio.create_task(answers(peer, request()))
+            assert await asyncio.to_thread(line) == "works"
+            if streaming:
+                while "hopwatch.peer.hop" not in (open_hop("send").attributes or {}):
+                    await asyncio.sleep(0.01)
+            server.kill()
+            with pytest.raises(A2AClientError):
+                await asking
+        send = hop(only_cascade(), "send")
+        judged = verdict(only_cascade())
+        assert (send.outcome, judged.verdict) == ("failed", "unknown")
+        assert span_of("send").attributes["rpc.response.status_code"] == "UNAVAILABLE"
+        if streaming:
+            assert (send.peer, judged.missing[0].what) == ("instrumented", "remote")
+        else:
+            assert (send.peer, judged.missing[0].what) == ("unknown", "delivery")
+
+    with subprocess.Popen(
+        [sys.executable, "-c", SERVER, str(Path(__file__).parent)], stdout=subprocess.PIPE, text=True
+    ) as server:
+        try:
+            asyncio.run(asyncio.wait_for(story(server), 60))
+        finally:
+            server.kill()
+
+
+async def seen_by_a_user():
+    """What an application sees of calls that go well, are refused, fail, are cut off or left, and of their metadata."""
+    out, there = [], []
+
+    def see(context):
+        there.append([(key, value) for key, value in context.invocation_metadata() if key != "user-agent"])
+        context.set_trailing_metadata((("mine", "too"),))
+
+    class Sees(grpc.aio.UnaryUnaryClientInterceptor):
+        async def intercept_unary_unary(self, continuation, details, message):
+            out.append(
+                (type(details.metadata).__name__, details.timeout, [key for key, _ in details.metadata])
+            )
+            call = await continuation(details, message)
+            out.append(
+                (await call.code(), [*await call.initial_metadata()], [*await call.trailing_metadata()])
+            )
+            return call
+
+    async def attempt(what):
+        try:
+            out.append(await what)
+        except Exception as error:
+            out.append((type(error), str(error), type(error.__cause__)))
+
+    async def ask(peer, context=None):
+        return [type(event).__name__ async for event in peer.send_message(request(), context=context)]
+
+    async def refuse(updater):
+        raise TaskNotFoundError("gone")
+
+    async with agent(builder=Builder(see)) as address:
+        for streaming in (False, True):
+            async with client(address, streaming=streaming, interceptors=[Sees()]) as peer:
+                await attempt(ask(peer, ClientCallContext(service_parameters={"X-Mine": "kept"})))
+                await attempt(peer.cancel_task(CancelTaskRequest(id="nobody's")))
+    async with agent(refuse) as address, client(address) as peer:
+        await attempt(ask(peer))
+    async with client(NOWHERE) as peer:
+        await attempt(ask(peer))
+        await attempt(ask(peer, ClientCallContext(timeout=-1)))
+    async with client(address, streaming=True) as peer:
+        sending = asyncio.create_task(ask(peer))
+        await asyncio.sleep(0)
+        sending.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await sending
+    return out, there
+
+
+OURS = {"traceparent", "tracestate", "hopwatch-hop", "traceresponse"}
+
+
+def without_ours(value):
+    """The same without our metadata, be it names or pairs."""
+    if not isinstance(value, (list, tuple)):
+        return value
+    named = [each[0] if isinstance(each, tuple) and each else each for each in value]
+    kept = [
+        each for name, each in zip(named, value, strict=True) if not (isinstance(name, str) and name in OURS)
+    ]
+    return [without_ours(each) for each in kept]
+
+
+def test_an_application_sees_the_same_with_hopwatch_as_without():
+    A2AInstrumentor().uninstrument()
+    try:
+        bare = asyncio.run(asyncio.wait_for(seen_by_a_user(), 60))
+    finally:
+        A2AInstrumentor().instrument()
+    watched = asyncio.run(asyncio.wait_for(seen_by_a_user(), 60))
+    port = re.compile(r":\d{4,5}\b|[0-9a-f-]{36}")
+    assert port.sub("", repr(without_ours(watched))) == port.sub("", repr(without_ours(bare)))
+    assert OURS & {key for call in watched[1] for key, _ in call} == {"traceparent", "tracestate"}
+
+
+# A request names the send that brought it, so who took the message is known without an acknowledgement too.
+@pytest.mark.parametrize(
+    ("owner", "name", "judged"),
+    [(a2a_grpc, "_with_ours", "unknown"), (propagation, "acknowledged", "settled")],
+)
+def test_a_hook_that_fails_harms_nobody_and_what_it_did_not_see_is_not_taken_for_granted(
+    owner, name, judged, monkeypatch
+):
+    def broken(*_args, **_kwargs):
+        raise RuntimeError("a bug of ours")
+
+    monkeypatch.setattr(owner, name, broken)
+
+    async def story():
+        async with agent() as address, client(address) as peer:
+            with hopwatch.cascade("all"):
+                (answer,) = await answers(peer, request())
+            assert answer.task.artifacts
+            await over()
+        (hops,) = [each for each in cascades().values() if any(hop.name == "all" for hop in each.values())]
+        assert hop(hops, "send").peer == "unknown"
+        assert verdict(hops).verdict == judged
+        assert len(process.failures) == 1
+        process.failures.clear()
+
+    run(story)
+
+
+WITHOUT_GRPC = """
+import sys
+from hopwatch import process
+from hopwatch.instrument.a2a import A2AInstrumentor, missing
+from hopwatch.instrument.asyncio import AsyncioInstrumentor
+AsyncioInstrumentor().instrument()
+A2AInstrumentor().instrument()
+assert not [name for name in sys.modules if name.partition(".")[0] == "grpc"], "hopwatch imported grpc"
+sys.modules["grpc"] = None
+import a2a.client, a2a.server.request_handlers
+assert (missing, process.failures) == ([], {}), (missing, process.failures)
+try:
+    import a2a.client.transports.grpc
+except ImportError:
+    print("as it was")
+"""
+
+
+@pytest.mark.processes
+def test_where_grpc_is_not_installed_nothing_of_it_is_imported_and_nothing_raised():
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_GRPC], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert (done.stdout, done.returncode) == ("as it was\n", 0), done.stderr
+
+
+def test_a_release_without_a_seam_is_instrumented_as_far_as_it_goes_and_says_what_is_missing():
+    patches = Patches()
+    handler = type("Handler", (), {"SendMessage": GrpcHandler.SendMessage})
+    lacks = a2a_grpc.instrument_server(patches, handler)
+    assert "SendMessage" not in {each.rpartition(".")[2] for each in lacks}
+    assert {each.rpartition(".")[2] for each in lacks} >= {"SendStreamingMessage", "CancelTask"}
+    patches.undo()
 
 
 def test_this_release_has_every_seam():
