@@ -27,7 +27,10 @@ def play(fault, *more):
         text=True,
         timeout=220,
         # Whatever other instrumentations are installed beside: the demo is about hopwatch.
-        env={**os.environ, "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "asyncio,httpx,starlette,fastapi,asgi"},
+        env={
+            **os.environ,
+            "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "asyncio,httpx,starlette,fastapi,asgi,grpc_client,grpc_server,grpc_aio_client,grpc_aio_server",
+        },
         check=False,
     )
 

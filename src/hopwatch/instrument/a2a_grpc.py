@@ -25,6 +25,7 @@ from opentelemetry import context as otel_context
 from hopwatch import attributes as names
 from hopwatch import propagation, telemetry
 from hopwatch.instrument import asgi, http_client
+from hopwatch.ledger import Note
 from hopwatch.process import current, failed
 from hopwatch.telemetry import HopSpan
 
@@ -156,11 +157,28 @@ def _calling(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[st
             token = _attempted.set(entry)
     except Exception:  # noqa: BLE001
         failed("grpc.call")
-    try:
+    if token is None:
         return wrapped(*args, **kwargs)
+    try:
+        call = wrapped(*args, **kwargs)
     finally:
-        if token is not None:
-            _attempted.reset(token)
+        _attempted.reset(token)
+    try:
+        interceptors = getattr(call, "_interceptors_task", None)
+        if interceptors is not None:
+            _keep_quiet(entry, interceptors)
+    except Exception:  # noqa: BLE001
+        failed("grpc.interceptors")
+    return call
+
+
+def _keep_quiet(entry: Entry, task: Any) -> None:
+    """The task in which a channel's interceptors run counts on the send, and tells nothing that the send does not."""
+    for noted in entry.ledger.below(entry, 64):
+        if noted.runner is not None and noted.runner() is task:
+            found = entry.ledger.promote(noted) if isinstance(noted, Note) else noted
+            found.quiet = True
+            return
 
 
 def _bytes(method: Any) -> bytes:
@@ -178,24 +196,29 @@ def _with_ours(metadata: Any, entry: Entry) -> Any:
 
 def _made(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """A call has been made: an attempt. Its callback must not keep it, for a call that is dropped is cancelled."""
-    result = wrapped(*args, **kwargs)
     entry = _attempted.get()
-    if entry is not None:
-        try:
-            method = args[6] if len(args) > 6 else kwargs.get("method")
-            message = entry.instance_of
-            if isinstance(message, Message) and SERVICE in _bytes(method):
-                message.attempts += 1
-                message.call = ref(instance)
-                if message.told is not None:
-                    deadline = args[1] if len(args) > 1 else kwargs.get("deadline")
-                    message.told[2] += 1 if deadline is None else 2
-                _count(entry, message)
-                if names.PEER not in (entry.attributes or {}):
-                    entry.set(names.PEER, "unknown")  # until something is known of the answer
-                instance._cython_call.add_done_callback(partial(_over, entry, ref(instance)))  # noqa: SLF001
-        except Exception:  # noqa: BLE001
-            failed("grpc.attempt")
+    method = args[6] if len(args) > 6 else kwargs.get("method")
+    if entry is None or SERVICE not in _bytes(method):
+        return wrapped(*args, **kwargs)
+    # The tasks that a call makes for itself do nothing but what the send waits for, and it tells that.
+    hop = current.set(None)
+    try:
+        result = wrapped(*args, **kwargs)
+    finally:
+        current.reset(hop)
+    try:
+        message: Message = entry.instance_of
+        message.attempts += 1
+        message.call = ref(instance)
+        if message.told is not None:
+            deadline = args[1] if len(args) > 1 else kwargs.get("deadline")
+            message.told[2] += 1 if deadline is None else 2
+        _count(entry, message)
+        if names.PEER not in (entry.attributes or {}):
+            entry.set(names.PEER, "unknown")  # until something is known of the answer
+        instance._cython_call.add_done_callback(partial(_over, entry, ref(instance)))  # noqa: SLF001
+    except Exception:  # noqa: BLE001
+        failed("grpc.attempt")
     return result
 
 

@@ -56,8 +56,6 @@ IN_CYTHON: Final = frozenset(
         "AioServer._server_main_loop",
         "AioServer._request_call",
         "AioServer._request_registered_call",
-        # It lives as long as its stream does, which is until the channel is closed where somebody stops reading it (grpcio 1.85).
-        "_AioCall._handle_status_once_received",
     }
 )
 """Those of grpc.aio, which is written in Cython: its coroutines tell neither their module nor, by their code, their name."""
