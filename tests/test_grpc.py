@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import grpc
@@ -994,6 +995,56 @@ def test_who_awaits_an_answer_with_a_deadline_of_grpcs_may_go_on_without_it():
             await over()
 
     without_deadline(story)
+
+
+class Passes(grpc.aio.UnaryUnaryClientInterceptor):
+    """Changes nothing."""
+
+    async def intercept_unary_unary(self, continuation, details, message):
+        return await continuation(details, message)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("interceptors", [None, [Passes()]])
+def test_a_call_that_takes_long_has_no_span_beside_its_send(streaming, interceptors):
+    async def story():
+        begun, release = asyncio.Event(), asyncio.Event()
+
+        async def work(updater):
+            begun.set()
+            await release.wait()
+            await complete(updater)
+
+        async with (
+            agent(work) as address,
+            client(address, streaming=streaming, interceptors=interceptors) as peer,
+        ):
+            asking = asyncio.create_task(answers(peer, request()))
+            await begun.wait()
+            here = process.here()
+            here.telemetry._reveal(here, time.time_ns() + 10**10)
+            assert [each.kind for each in here.ledger.open_hops()] == ["send", "request", "execution"]
+            release.set()
+            await asking
+            await over()
+        assert tree(only_cascade()) == MESSAGE
+
+    run(story)
+
+
+def test_on_uvloop_it_is_the_same():
+    uvloop = pytest.importorskip("uvloop")
+
+    async def story():
+        async with agent() as address:
+            for streaming in (False, True):
+                async with client(address, streaming=streaming) as peer:
+                    await answers(peer, request())
+            await over()
+        assert [tree(hops) for hops in cascades().values()] == [MESSAGE, MESSAGE]
+        assert {verdict(hops).verdict for hops in cascades().values()} == {"settled"}
+
+    uvloop.run(asyncio.wait_for(story(), 30))
 
 
 SERVER = """
