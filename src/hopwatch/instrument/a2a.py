@@ -83,7 +83,7 @@ def _end(entry: Entry | None, error: BaseException | None, *, stream: bool = Fal
         return
     try:
         if isinstance(entry.instance_of, a2a_grpc.Message):
-            entry.instance_of.end()
+            entry.instance_of.end(entry)
         if entry.kind in ("send", "push") and names.PEER not in (entry.attributes or {}):
             # It went out in a way that nobody saw, or, where it failed, not at all.
             entry.set(names.PEER, "unknown" if error is None else "refused")

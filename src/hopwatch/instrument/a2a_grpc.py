@@ -100,9 +100,13 @@ def address_of(target: str) -> tuple[str, int]:
 
 
 class Message(http_client.Target):
-    """A send that goes by gRPC, and what became of its calls. None of httpx's requests is it."""
+    """A send that goes by gRPC, and what became of its calls. None of httpx's requests is it.
 
-    __slots__ = ("attempts", "call", "channel", "key", "told")
+    What it says of the peer stands as soon as it is said, for a marker may carry it: an acknowledgement when it comes, and
+    all else when the send ends.
+    """
+
+    __slots__ = ("answered", "before", "begun", "call", "channel", "key", "refused", "status", "told")
 
     def __init__(self, transport: Any) -> None:
         # Not `Target.__init__`: it wants httpx's client, and `is_meant` says no to every one of them.
@@ -112,20 +116,22 @@ class Message(http_client.Target):
             self._transport = ref(transport)
         except TypeError:  # somebody else's transport, with slots
             self._transport = None
-        self.attempts = 0
-        """How often it may have reached somebody."""
+        self.begun = 0
+        """How many calls were made: more than one where an interceptor tries again."""
+        self.refused = 0
+        """How many of them have reached nobody."""
+        self.before = 0
+        """How often gRPC's core tried besides, as far as the receiver tells."""
+        self.answered = False
+        """Whether somebody answered, with an acknowledgement or without."""
+        self.status = ""
+        """The status of the newest call that has ended."""
         self.call: Any = None
         """Weak reference to the newest call."""
         self.channel: Channel | None = None
         self.key = 0
         self.told: list[Any] | None = None
         """As `http_client.asks` has it."""
-
-    def end(self) -> None:
-        """Let go of what was noted for the time of the call."""
-        if self.key:
-            http_client._attempts.pop(self.key, None)  # noqa: SLF001 - it answers for both bindings
-            self.key = 0
 
     def ask(self, entry: Entry, *, bounded: bool) -> None:
         """Say that the running task awaits the answer, and nothing else, unless a deadline of gRPC's ends the wait."""
@@ -134,7 +140,24 @@ class Message(http_client.Target):
             return
         self.told = [entry, 0, 0]
         self.key = id(task)
-        http_client._attempts[self.key] = (ref(task), self.told)  # noqa: SLF001
+        http_client._attempts[self.key] = (ref(task), self.told)  # noqa: SLF001 - it answers for both bindings
+
+    def asks_no_more(self) -> None:
+        """Say that the answer has begun, or will not come."""
+        if self.key:
+            http_client._attempts.pop(self.key, None)  # noqa: SLF001
+            self.key = 0
+
+    def end(self, entry: Entry) -> None:
+        """Say what is known of the peer, now that the send is over."""
+        self.asks_no_more()
+        if self.status not in ("", "OK"):
+            entry.set(names.RPC_STATUS_CODE, self.status)
+        reached = self.begun - self.refused + self.before
+        if reached > 1:
+            entry.set(names.PEER_ATTEMPTS, reached)
+        if self.begun and names.PEER not in (entry.attributes or {}):
+            entry.set(names.PEER, "opaque" if self.answered else "unknown" if reached else "refused")
 
 
 def _calling(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -208,53 +231,35 @@ def _made(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, 
         current.reset(hop)
     try:
         message: Message = entry.instance_of
-        message.attempts += 1
+        message.begun += 1
         message.call = ref(instance)
         if message.told is not None:
             deadline = args[1] if len(args) > 1 else kwargs.get("deadline")
             message.told[2] += 1 if deadline is None else 2
-        _count(entry, message)
-        if names.PEER not in (entry.attributes or {}):
-            entry.set(names.PEER, "unknown")  # until something is known of the answer
         instance._cython_call.add_done_callback(partial(_over, entry, ref(instance)))  # noqa: SLF001
     except Exception:  # noqa: BLE001
         failed("grpc.attempt")
     return result
 
 
-def _count(entry: Entry, message: Message) -> None:
-    if message.attempts > 1:
-        entry.set(names.PEER_ATTEMPTS, message.attempts)
-    elif entry.attributes is not None:
-        entry.attributes.pop(names.PEER_ATTEMPTS, None)
-
-
 def _over(entry: Entry, reference: Any) -> None:
-    """An attempt has ended: say what is known of who took it."""
+    """A call has ended: note what is known of who took it."""
     try:
         call, message = reference(), entry.instance_of
         if call is None or not isinstance(message, Message):
             return
         if message.told is not None:
             message.told[1] += 1
-        status = str(_now(call.code()).name)
-        if status != "OK":
-            entry.set(names.RPC_STATUS_CODE, status)
-        elif entry.attributes is not None:
-            entry.attributes.pop(names.RPC_STATUS_CODE, None)
+        status = message.status = str(_now(call.code()).name)
         metadata = [*_now(call.initial_metadata()), *_now(call.trailing_metadata())]
         if _acknowledged(entry, message, metadata):
             return
-        if status != "OK" and _reached_nobody(message, call):
-            message.attempts -= 1
-            _count(entry, message)
-            if not message.attempts:
-                entry.set(names.PEER, "refused")
+        if status == "UNAVAILABLE" and _reached_nobody(message, str(_now(call.details()))):
+            message.refused += 1
             return
         once = message.channel is not None and not message.channel.may_retry
-        answered = status == "OK" or (status in names.RPC_REFUSALS and once)
-        if answered and (entry.attributes or {}).get(names.PEER) == "unknown":
-            entry.set(names.PEER, "opaque")
+        if status == "OK" or (status in names.RPC_REFUSALS and once):
+            message.answered = True
     except Exception:  # noqa: BLE001
         failed("grpc.answer")
 
@@ -269,23 +274,21 @@ def _acknowledged(entry: Entry, message: Message, metadata: Iterable[tuple[str, 
     if header is None:
         return False
     propagation.acknowledged(entry, str(header))
+    message.answered = True
     if before.isdecimal():
         # The core tried before, and nobody here was told. What came of it only those know who got it.
-        message.attempts += min(int(before), 1000)
-        _count(entry, message)
+        message.before = max(message.before, min(int(before), 1000))
     return True
 
 
-def _reached_nobody(message: Message, call: Any) -> bool:
-    """Whether a call that failed cannot have arrived anywhere.
+def _reached_nobody(message: Message, details: str) -> bool:
+    """Whether a call that failed as UNAVAILABLE cannot have arrived anywhere.
 
     Its status may be somebody's at the other end who failed to connect to a third, and hands that on as it is. But then
     the channel itself is connected.
     """
     channel = message.channel
-    if channel is None or channel.may_retry or _now(call.code()).name != "UNAVAILABLE":
-        return False
-    if not str(_now(call.details())).startswith(_REFUSING):
+    if channel is None or channel.may_retry or not details.startswith(_REFUSING):
         return False
     state = next((each.get_state() for each, said in list(_channels.items()) if said is channel), None)
     return state is not None and state.name in ("TRANSIENT_FAILURE", "CONNECTING")
@@ -311,10 +314,11 @@ def streams(entry: Entry | None) -> None:
     if entry is None or not isinstance(message, Message):
         return
     try:
-        message.end()
+        message.asks_no_more()
         call = message.call() if message.call is not None else None
-        if call is not None and not _acknowledged(entry, message, _now(call.initial_metadata())):
-            entry.set(names.PEER, "opaque")  # unless the end of the stream says more
+        if call is not None:
+            _acknowledged(entry, message, _now(call.initial_metadata()))
+            message.answered = True  # if it is not acknowledged here, it may be at its end
     except Exception:  # noqa: BLE001
         failed("grpc.stream")
 
