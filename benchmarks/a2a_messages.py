@@ -23,6 +23,12 @@ from variants import cpu, environment, variants
 from hopwatch.demo import run as demo
 
 sys.path.insert(0, str(demo.AGENTS))
+CONTRIB = {
+    "JSONRPC": ("httpx", "starlette", "asyncio"),
+    "HTTP+JSON": ("httpx", "starlette", "asyncio"),
+    "GRPC": ("grpc_aio_client", "grpc_aio_server", "asyncio"),
+}
+"""The other instrumentations of the same calls."""
 
 
 def client(url: str, binding: str) -> None:
@@ -89,7 +95,7 @@ def main() -> None:
         cast = demo.Cast(Path(folder))
         try:
             endpoint = demo.start_collector(cast)
-            for title, (command, extra) in variants(options.variant).items():
+            for title, (command, extra) in variants(options.variant, CONTRIB[binding]).items():
                 port, grpc_port = demo.free_ports(2)
                 takes_grpc = ["--grpc-port", str(grpc_port)] if binding == "GRPC" else []
                 to = f"127.0.0.1:{grpc_port}" if takes_grpc else f"http://127.0.0.1:{port}"

@@ -994,6 +994,53 @@ def test_who_awaits_an_answer_with_a_deadline_of_grpcs_may_go_on_without_it():
     without_deadline(story)
 
 
+@pytest.mark.parametrize("ours_", [False, True])
+def test_what_a_marker_says_of_a_peer_is_never_taken_back(ours_):
+    async def story():
+        begun, release = asyncio.Event(), asyncio.Event()
+
+        async def answer(_):
+            begun.set()
+            await release.wait()
+            return a2a_pb2.SendMessageResponse(task=task(a2a_pb2.TASK_STATE_COMPLETED))
+
+        async def work(updater):
+            await answer(None)
+            await updater.complete()
+
+        class Own(GrpcHandler):
+            async def SendStreamingMessage(self, request, context):  # noqa: N802
+                await context.send_initial_metadata((("mine", "first"),))
+                async for event in super().SendStreamingMessage(request, context):
+                    yield event
+
+        async with contextlib.AsyncExitStack() as stack:
+            if ours_:  # it acknowledges at its end only
+                handlers = []
+                await stack.enter_async_context(agent(work, handlers=handlers))
+                serving = listening(a2a_pb2_grpc.add_A2AServiceServicer_to_server, Own(handlers[0]))
+            else:
+                serving = foreign(answer)
+            address = await stack.enter_async_context(serving)
+            peer = await stack.enter_async_context(client(address, streaming=True))
+            asking = asyncio.create_task(answers(peer, request()))
+            await begun.wait()
+            send = open_hop("send")
+            here = process.here()
+            for _ in range(3):
+                here.telemetry._mark(send, send.span)
+                await asyncio.sleep(0.02)
+            release.set()
+            await asking
+            here.telemetry._mark(send, send.span)
+            await over()
+        hops = only_cascade()
+        assert hop(hops, "send").peer == ("instrumented" if ours_ else "opaque")
+        assert verdict(hops).verdict == "settled"
+
+    run(story)
+
+
 class Passes(grpc.aio.UnaryUnaryClientInterceptor):
     """Changes nothing."""
 
