@@ -968,7 +968,14 @@ def test_who_awaits_an_answer_is_known_to_ask_for_it_and_whom(streaming):
     without_deadline(story)
 
 
-def test_who_awaits_an_answer_with_a_deadline_of_grpcs_may_go_on_without_it():
+@pytest.mark.parametrize("why", ["deadline", "interceptor", "service config"])
+def test_who_awaits_an_answer_that_something_else_may_end_does_not_rest_on_it_alone(why):
+    context = ClientCallContext(timeout=300) if why == "deadline" else None
+    options = {
+        "interceptor": {"interceptors": [Passes()]},
+        "service config": {"options": [("grpc.service_config", RETRIES)]},
+    }.get(why, {})
+
     async def story():
         begun, release = asyncio.Event(), asyncio.Event()
 
@@ -978,10 +985,10 @@ def test_who_awaits_an_answer_with_a_deadline_of_grpcs_may_go_on_without_it():
             await complete(updater)
 
         async def ask(peer):
-            async for _ in peer.send_message(request(), context=ClientCallContext(timeout=300)):
+            async for _ in peer.send_message(request(), context=context):
                 pass
 
-        async with agent(work) as address, client(address) as peer:
+        async with agent(work) as address, client(address, **options) as peer:
             asking = asyncio.create_task(ask(peer))
             await begun.wait()
             told = await told_of(asking, lambda told: told["kind"] == "call")

@@ -66,17 +66,17 @@ _attempted: ContextVar[Entry | None] = ContextVar("hopwatch_grpc_call", default=
 class Channel:
     """What was said when a channel was made."""
 
-    __slots__ = ("host", "may_retry", "port")
+    __slots__ = ("governed", "host", "port")
 
     def __init__(self, target: str, options: Iterable[tuple[str, Any]]) -> None:
         self.host, self.port = address_of(target)
-        self.may_retry = target.startswith("xds:") or any(
-            ("retryPolicy" in str(value))
+        self.governed = target.startswith("xds:") or any(
+            any(word in str(value) for word in ("retryPolicy", "hedgingPolicy", "timeout"))
             if name == "grpc.service_config"
             else (name == "grpc.service_config_disable_resolution" and not value)
             for name, value in options
         )
-        """Whether a call may reach somebody more than once without any interceptor."""
+        """Whether a service config may try a call again, or give it up, and nobody here is told."""
 
 
 _channels: WeakKeyDictionary[Any, Channel] = WeakKeyDictionary()
@@ -133,10 +133,10 @@ class Message(http_client.Target):
         self.told: list[Any] | None = None
         """As `http_client.asks` has it."""
 
-    def ask(self, entry: Entry, *, bounded: bool) -> None:
-        """Say that the running task awaits the answer, and nothing else, unless a deadline of gRPC's ends the wait."""
+    def ask(self, entry: Entry) -> None:
+        """Say that the running task awaits the answer, and that nothing else ends its wait."""
         task = current_task()
-        if task is None or bounded:
+        if task is None:
             return
         self.told = [entry, 0, 0]
         self.key = id(task)
@@ -176,7 +176,13 @@ def _calling(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[st
                 if channel.port:
                     entry.set(names.SERVER_PORT, channel.port)
             entry.set(names.RPC_SYSTEM, "grpc")
-            message.ask(entry, bounded=kwargs.get("timeout") is not None)
+            if (
+                kwargs.get("timeout") is None
+                and channel is not None
+                and not channel.governed
+                and not _may_interfere(instance._interceptors)  # noqa: SLF001
+            ):
+                message.ask(entry)
             token = _attempted.set(entry)
     except Exception:  # noqa: BLE001
         failed("grpc.call")
@@ -193,6 +199,14 @@ def _calling(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[st
     except Exception:  # noqa: BLE001
         failed("grpc.interceptors")
     return call
+
+
+def _may_interfere(interceptors: Any) -> bool:
+    """Whether interceptors may end a wait, or try again after a while: OpenTelemetry's own do not."""
+    return any(
+        not type(each).__module__.startswith("opentelemetry.instrumentation.grpc")
+        for each in interceptors or ()
+    )
 
 
 def _keep_quiet(entry: Entry, task: Any) -> None:
@@ -257,7 +271,7 @@ def _over(entry: Entry, reference: Any) -> None:
         if status == "UNAVAILABLE" and _reached_nobody(message, str(_now(call.details()))):
             message.refused += 1
             return
-        once = message.channel is not None and not message.channel.may_retry
+        once = message.channel is not None and not message.channel.governed
         if status == "OK" or (status in names.RPC_REFUSALS and once):
             message.answered = True
     except Exception:  # noqa: BLE001
@@ -288,7 +302,7 @@ def _reached_nobody(message: Message, details: str) -> bool:
     the channel itself is connected.
     """
     channel = message.channel
-    if channel is None or channel.may_retry or not details.startswith(_REFUSING):
+    if channel is None or channel.governed or not details.startswith(_REFUSING):
         return False
     state = next((each.get_state() for each, said in list(_channels.items()) if said is channel), None)
     return state is not None and state.name in ("TRANSIENT_FAILURE", "CONNECTING")
