@@ -436,6 +436,33 @@ def test_an_agent_that_cannot_be_reached_is_refused(streaming):
     run(story)
 
 
+class Channel:
+    """A channel that is none of grpc.aio's."""
+
+    def unary_unary(self, *_, **__):
+        async def call(*_, **__):
+            raise grpc.aio.AioRpcError(
+                grpc.StatusCode.UNAVAILABLE, details="failed to connect to all addresses"
+            )
+
+        return call
+
+    unary_stream = unary_unary
+
+    async def close(self):
+        pass
+
+
+def test_a_channel_of_another_kind_is_not_known_to_have_reached_nobody():
+    async def story():
+        async with client(NOWHERE, channel=Channel()) as peer:
+            with pytest.raises(A2AClientError):
+                await answers(peer, request())
+        assert hop(only_cascade(), "send").peer == "unknown"
+
+    run(story)
+
+
 class Foreign(a2a_pb2_grpc.A2AServiceServicer):
     """An agent without hopwatch, whose answers the test makes."""
 

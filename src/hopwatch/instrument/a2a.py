@@ -527,7 +527,7 @@ class A2AInstrumentor(BaseInstrumentor):  # type: ignore[misc]
                 (
                     "a2a.compat.v0_3.grpc_handler",
                     lambda module: missing.extend(
-                        a2a_grpc.instrument_server(self._patches, module.CompatGrpcHandler, older=True)
+                        a2a_grpc.instrument_server(self._patches, module.CompatGrpcHandler)
                     ),
                 ),
                 (

@@ -66,9 +66,10 @@ _attempted: ContextVar[Entry | None] = ContextVar("hopwatch_grpc_call", default=
 class Channel:
     """What was said when a channel was made."""
 
-    __slots__ = ("governed", "host", "port")
+    __slots__ = ("governed", "host", "made", "port")
 
-    def __init__(self, target: str, options: Iterable[tuple[str, Any]]) -> None:
+    def __init__(self, made: Any, target: str, options: Iterable[tuple[str, Any]]) -> None:
+        self.made = ref(made)
         self.host, self.port = address_of(target)
         self.governed = target.startswith("xds:") or any(
             any(word in str(value) for word in ("retryPolicy", "hedgingPolicy", "timeout"))
@@ -80,6 +81,8 @@ class Channel:
 
 
 _channels: WeakKeyDictionary[Any, Channel] = WeakKeyDictionary()
+_wrapped: set[str] = set()
+"""What of grpc.aio has been wrapped; all of it, as a rule."""
 
 
 def address_of(target: str) -> tuple[str, int]:
@@ -106,7 +109,7 @@ class Message(http_client.Target):
     all else when the send ends.
     """
 
-    __slots__ = ("answered", "before", "begun", "call", "channel", "key", "refused", "status", "told")
+    __slots__ = ("answered", "before", "begun", "call", "channel", "key", "refused", "seen", "status", "told")
 
     def __init__(self, transport: Any) -> None:
         # Not `Target.__init__`: it wants httpx's client, and `is_meant` says no to every one of them.
@@ -116,6 +119,9 @@ class Message(http_client.Target):
             self._transport = ref(transport)
         except TypeError:  # somebody else's transport, with slots
             self._transport = None
+        kind = type(getattr(transport, "channel", None))
+        self.seen = kind.__module__ == "grpc.aio._channel" and len(_wrapped) == len(_SEAMS)
+        """Whether no call can be made that is not noted here."""
         self.begun = 0
         """How many calls were made: more than one where an interceptor tries again."""
         self.refused = 0
@@ -156,8 +162,10 @@ class Message(http_client.Target):
         reached = self.begun - self.refused + self.before
         if reached > 1:
             entry.set(names.PEER_ATTEMPTS, reached)
-        if self.begun and names.PEER not in (entry.attributes or {}):
-            entry.set(names.PEER, "opaque" if self.answered else "unknown" if reached else "refused")
+        if names.PEER in (entry.attributes or {}) or (self.seen and not self.begun):
+            return  # what was never called is judged as over any binding
+        nobody = self.seen and reached == 0
+        entry.set(names.PEER, "opaque" if self.answered else "refused" if nobody else "unknown")
 
 
 def _calling(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -169,6 +177,7 @@ def _calling(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[st
         message = entry.instance_of
         if isinstance(message, Message) and SERVICE in _bytes(instance._method):  # noqa: SLF001
             http_client.outgoing.set(None)
+            message.seen, seen = False, message.seen  # unless all goes well here
             kwargs = {**kwargs, "metadata": _with_ours(kwargs.get("metadata"), entry)}
             channel = message.channel = _channels.get(instance._references[0])  # noqa: SLF001
             if channel is not None:
@@ -184,6 +193,7 @@ def _calling(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[st
             ):
                 message.ask(entry)
             token = _attempted.set(entry)
+            message.seen = seen
     except Exception:  # noqa: BLE001
         failed("grpc.call")
     if token is None:
@@ -243,9 +253,9 @@ def _made(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, 
         result = wrapped(*args, **kwargs)
     finally:
         current.reset(hop)
+    message: Message = entry.instance_of
+    message.begun += 1
     try:
-        message: Message = entry.instance_of
-        message.begun += 1
         message.call = ref(instance)
         if message.told is not None:
             deadline = args[1] if len(args) > 1 else kwargs.get("deadline")
@@ -304,8 +314,8 @@ def _reached_nobody(message: Message, details: str) -> bool:
     channel = message.channel
     if channel is None or channel.governed or not details.startswith(_REFUSING):
         return False
-    state = next((each.get_state() for each, said in list(_channels.items()) if said is channel), None)
-    return state is not None and state.name in ("TRANSIENT_FAILURE", "CONNECTING")
+    made = channel.made()
+    return made is not None and made.get_state().name in ("TRANSIENT_FAILURE", "CONNECTING")
 
 
 def _now(answer: Any) -> Any:
@@ -342,10 +352,19 @@ def _channel_made(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: di
     try:
         target = args[0] if args else kwargs["target"]
         options = args[1] if len(args) > 1 else kwargs.get("options")
-        _channels[instance] = Channel(str(target), tuple(options or ()))
+        _channels[instance] = Channel(instance, str(target), tuple(options or ()))
     except Exception:  # noqa: BLE001
         failed("grpc.channel")
     return result
+
+
+_SEAMS: Final = (
+    ("grpc.aio._channel", "Channel", "__init__", _channel_made),
+    ("grpc.aio._channel", "UnaryUnaryMultiCallable", "__call__", _calling),
+    ("grpc.aio._channel", "UnaryStreamMultiCallable", "__call__", _calling),
+    ("grpc.aio._call", "UnaryUnaryCall", "__init__", _made),
+    ("grpc.aio._call", "UnaryStreamCall", "__init__", _made),
+)
 
 
 def instrument_client(patches: Patches) -> list[str]:
@@ -356,16 +375,14 @@ def instrument_client(patches: Patches) -> list[str]:
     """
     telemetry.asks = http_client.asks
     missing = []
-    for module, owner, name, wrapper in (
-        ("grpc.aio._channel", "Channel", "__init__", _channel_made),
-        ("grpc.aio._channel", "UnaryUnaryMultiCallable", "__call__", _calling),
-        ("grpc.aio._channel", "UnaryStreamMultiCallable", "__call__", _calling),
-        ("grpc.aio._call", "UnaryUnaryCall", "__init__", _made),
-        ("grpc.aio._call", "UnaryStreamCall", "__init__", _made),
-    ):
+    _wrapped.clear()
+    for module, owner, name, wrapper in _SEAMS:
         found = getattr(sys.modules.get(module), owner, None)
-        if found is None or not patches.wrap(found, name, wrapper):
-            missing.append(f"{module}.{owner}.{name}")
+        seam = f"{module}.{owner}.{name}"
+        if found is not None and patches.wrap(found, name, wrapper):
+            _wrapped.add(seam)
+        else:
+            missing.append(seam)
     return missing
 
 
@@ -391,6 +408,12 @@ class Served(asgi.Exchange):
         self.opened = False
 
     def __enter__(self) -> None:
+        try:
+            self._enter()
+        except Exception:  # noqa: BLE001
+            failed("grpc.serve")
+
+    def _enter(self) -> None:
         self._outer = asgi.serving.set(self)
         self._hop = current.set(self.entry)
         span = self.entry.span if self.entry is not None else None
@@ -399,13 +422,10 @@ class Served(asgi.Exchange):
         if not self.opened:
             self.opened = True
             if self.carrier is not None:
-                try:
-                    attributes: dict[str, Any] = {names.A2A_METHOD_NAME: self.name}
-                    if self.name in STREAMS:
-                        attributes[names.STREAMING] = True
-                    self.open("request", self.name, attributes)
-                except Exception:  # noqa: BLE001
-                    failed("grpc.open")
+                attributes: dict[str, Any] = {names.A2A_METHOD_NAME: self.name}
+                if self.name in STREAMS:
+                    attributes[names.STREAMING] = True
+                self.open("request", self.name, attributes)
 
     def __exit__(self, *_: object) -> None:
         # In another context (a coroutine that was collected is closed in one) nothing of ours is set.
@@ -415,7 +435,7 @@ class Served(asgi.Exchange):
             otel_context.detach(self._around)
             current.reset(self._hop)
             asgi.serving.reset(self._outer)
-        except ValueError:  # stepped in another context than it was entered in
+        except Exception:  # noqa: BLE001 - as where it is stepped in another context than it was entered in
             failed("grpc.serve")
 
     def open(self, kind: Kind, name: str, attributes: dict[str, Any]) -> Entry | None:
@@ -552,18 +572,18 @@ def _serving_stream(name: str) -> Any:
     return serve
 
 
-def instrument_server(patches: Patches, handler: Any, *, older: bool = False) -> list[str]:
-    """Wrap the methods of one of the SDK's handlers for gRPC.
+def instrument_server(patches: Patches, handler: Any) -> list[str]:
+    """Wrap the methods of one of the SDK's handlers for gRPC, of this protocol or the older one.
 
     Args:
         patches: keeps what was there.
         handler: the class.
-        older: whether it is that of the older protocol, which calls some methods otherwise.
 
     Returns:
         The names of what this release does not have.
     """
     telemetry.owes_answer = asgi.owes_answer
+    older = hasattr(handler, OLDER_NAMES["SubscribeToTask"])
     missing = []
     for name in (*UNARY, "SendStreamingMessage", "SubscribeToTask"):
         method = OLDER_NAMES.get(name, name) if older else name
