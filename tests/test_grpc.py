@@ -441,8 +441,9 @@ class Channel:
 
     def unary_unary(self, *_, **__):
         async def call(*_, **__):
+            nothing = grpc.aio.Metadata()
             raise grpc.aio.AioRpcError(
-                grpc.StatusCode.UNAVAILABLE, details="failed to connect to all addresses"
+                grpc.StatusCode.UNAVAILABLE, nothing, nothing, "failed to connect to all addresses"
             )
 
         return call
@@ -659,7 +660,7 @@ def test_a_client_without_hopwatch_makes_the_request_a_root_in_its_own_trace():
                 metadata=(("traceparent", f"00-{trace_id}-{'cd' * 8}-01"), ("mine", "kept")),
             )
             await call
-            answer = dict(await call.trailing_metadata())
+            answer = dict([*await call.trailing_metadata()])
             await over()
         ((identifier, hops),) = cascades().items()
         assert identifier == trace_id
