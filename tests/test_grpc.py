@@ -1113,6 +1113,45 @@ def test_a_call_that_takes_long_has_no_span_beside_its_send(streaming, intercept
     run(story)
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_with_every_detail_it_settles_too(streaming, monkeypatch):
+    monkeypatch.setenv("HOPWATCH_DETAIL", "all")
+    fresh()
+
+    async def story():
+        async with agent() as address, client(address, streaming=streaming, interceptors=[Passes()]) as peer:
+            await answers(peer, request())
+            await over()
+        hops = only_cascade()
+        assert {"send", "request", "execution", "task", "event"} <= {each.kind for each in hops.values()}
+        assert verdict(hops).verdict == "settled"
+
+    run(story)
+
+
+def test_a_ledger_without_room_says_so_and_the_answer_comes_all_the_same(monkeypatch):
+    monkeypatch.setenv("HOPWATCH_CAPACITY", "16")
+    fresh()
+
+    async def story():
+        ledger = process.here().ledger
+        async with agent() as address, client(address) as peer:
+            with hopwatch.cascade("root") as root:
+                while ledger.size < ledger.capacity - 1:
+                    ledger.open("event", "full", process.current.get())
+                (answer,) = await answers(peer, request())
+            assert answer.task.artifacts
+            for entry in ledger.invisible():
+                entry.finish()
+            await over()
+        hops = cascades()[root.id]
+        sent = hop(hops, "send")
+        assert (sent.peer, sent.peer_hop) == ("instrumented", None)
+        assert verdict(hops).verdict == "unknown"
+
+    run(story)
+
+
 def test_on_uvloop_it_is_the_same():
     uvloop = pytest.importorskip("uvloop")
 
