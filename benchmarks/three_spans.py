@@ -30,10 +30,13 @@ def spanned(name: str, kind: trace.SpanKind, method: object) -> object:
 
 
 def main() -> None:
+    from a2a.client.transports.grpc import GrpcTransport
     from a2a.client.transports.jsonrpc import JsonRpcTransport
+    from a2a.client.transports.rest import RestTransport
     from a2a.server.request_handlers.default_request_handler_v2 import DefaultRequestHandlerV2
 
-    JsonRpcTransport.send_message = spanned("send", trace.SpanKind.CLIENT, JsonRpcTransport.send_message)
+    for transport in (JsonRpcTransport, RestTransport, GrpcTransport):
+        transport.send_message = spanned("send", trace.SpanKind.CLIENT, transport.send_message)
     DefaultRequestHandlerV2.on_message_send = spanned(
         "request", trace.SpanKind.SERVER, DefaultRequestHandlerV2.on_message_send
     )

@@ -30,15 +30,19 @@ def environment(name: str, endpoint: str, **more: str) -> dict[str, str]:
     }
 
 
-def variants(names: list[str]) -> dict[str, tuple[list[str], dict[str, str] | None]]:
-    """By title: the command that starts Python, and what is added to the environment (None: not instrumented)."""
+def variants(
+    names: list[str], contrib: tuple[str, ...] = ("httpx", "starlette", "asyncio")
+) -> dict[str, tuple[list[str], dict[str, str] | None]]:
+    """By title: the command that starts Python, and what is added to the environment (None: not instrumented).
+
+    `contrib` are the names of the other instrumentations that are compared.
+    """
     import importlib.metadata
 
     others = sorted(
         {point.name for point in importlib.metadata.entry_points(group="opentelemetry_instrumentor")}
         - {"hopwatch_asyncio", "hopwatch_a2a"}
     )
-    contrib = {"httpx", "starlette", "asyncio"}
     every = {
         "bare": ([sys.executable], {"OTEL_INSTRUMENTATION_A2A_SDK_ENABLED": "false"}),
         "bare, as installed": ([sys.executable], None),
@@ -54,7 +58,7 @@ def variants(names: list[str]) -> dict[str, tuple[list[str], dict[str, str] | No
                 "OTEL_INSTRUMENTATION_A2A_SDK_ENABLED": "true",
             },
         ),
-        "contrib httpx + starlette + asyncio": (
+        f"contrib {' + '.join(contrib)}": (
             LAUNCHER,
             {
                 "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": ",".join(

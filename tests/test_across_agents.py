@@ -19,29 +19,41 @@ AGENT = (
     PRELUDE
     + """
 import socket
-import httpx, uvicorn
+import grpc, httpx, uvicorn
 from a2a.client import ClientConfig, ClientFactory
 from a2a.helpers import new_task_from_user_message, new_text_message
 from a2a.server.agent_execution import AgentExecutor
 from a2a.server.request_handlers import DefaultRequestHandler
+from a2a.server.request_handlers.grpc_handler import GrpcHandler
 from a2a.server.routes import create_jsonrpc_routes
 from a2a.server.tasks import InMemoryTaskStore, TaskUpdater
 from a2a.types.a2a_pb2 import AgentCapabilities, AgentCard, AgentInterface, Role, SendMessageRequest
+from a2a.types.a2a_pb2_grpc import add_A2AServiceServicer_to_server
 from starlette.applications import Starlette
 
 holds, timeout = sys.argv[1], float(sys.argv[2]) or None
+binding = os.environ.get("BINDING", "JSONRPC")
+
+def by_grpc(url):
+    # Where the agent of this URL takes gRPC: a socket beside this program, called by its port.
+    return f"unix:{os.path.dirname(os.path.abspath(__file__))}/{url.rstrip('/').rpartition(':')[2]}"
 
 def card_of(url):
+    where = by_grpc(url) if binding == "GRPC" else url
     return AgentCard(
         name="agent",
-        supported_interfaces=[AgentInterface(url=url, protocol_binding="JSONRPC", protocol_version="1.0")],
+        supported_interfaces=[AgentInterface(url=where, protocol_binding=binding, protocol_version="1.0")],
         capabilities=AgentCapabilities(streaming=False),
     )
 
 async def ask(text, task):
     url, *further = text.split()
     async with httpx.AsyncClient(timeout=timeout) as http:
-        client = ClientFactory(ClientConfig(httpx_client=http, streaming=False)).create(card_of(url))
+        config = ClientConfig(
+            httpx_client=http, grpc_channel_factory=grpc.aio.insecure_channel, streaming=False,
+            supported_protocol_bindings=[binding],
+        )
+        client = ClientFactory(config).create(card_of(url))
         message = new_text_message(" ".join(further) or "nothing", role=Role.ROLE_USER)
         if holds == "callers-task":
             message.task_id, message.context_id = task
@@ -85,6 +97,11 @@ async def main():
     url = f"http://127.0.0.1:{sock.getsockname()[1]}/"
     handler = DefaultRequestHandler(agent_executor=Executor(), task_store=InMemoryTaskStore(), agent_card=card_of(url))
     server = uvicorn.Server(uvicorn.Config(Starlette(routes=create_jsonrpc_routes(handler, "/")), log_level="error"))
+    if binding == "GRPC":
+        taking = grpc.aio.server()
+        add_A2AServiceServicer_to_server(GrpcHandler(handler), taking)
+        taking.add_insecure_port(by_grpc(url))
+        await taking.start()
     print(url, flush=True)
     ready()
     await server.serve(sockets=[sock])
@@ -102,13 +119,14 @@ def running(tmp_path_factory):
 
 
 @contextlib.contextmanager
-def agents(running, tmp_path, *kinds, loop="asyncio", timeout=0):
+def agents(running, tmp_path, *kinds, loop="asyncio", timeout=0, **more):
     """Agents that listen, each with what it holds while it asks on. Yields their URLs and their names."""
     program = tmp_path / "agent.py"
     program.write_text(AGENT)
     with contextlib.ExitStack() as stack:
         found = [
-            stack.enter_context(started(program, loop, kind, str(timeout), url=running.url)) for kind in kinds
+            stack.enter_context(started(program, loop, kind, str(timeout), url=running.url, **more))
+            for kind in kinds
         ]
         urls = [until_ready(each).split()[0] for each in found]
         yield urls, [each.agent for each in found]
@@ -187,6 +205,25 @@ def test_an_agent_that_asks_back_about_the_task_it_was_asked_for_stalls(running,
     assert (
         f"waits for its turn at task {execution['task_id']}, which execution of {alice}" in cascade["reason"]
     )
+
+
+def test_agents_that_ask_each_other_over_grpc_stall_with_the_whole_circle(running, tmp_path):
+    with (
+        agents(running, tmp_path, "lock", "nothing", BINDING="GRPC") as ((first, second), (alice, bob)),
+        asked(first, f"{second} {first}"),
+    ):
+        cascade, seen = until(running, alice, lambda found: found["verdict"] == "stalled")
+    assert seen in (["in_flight", "stalled"], ["stalled"])
+    (deadlock,) = cascade["deadlocks"]
+    assert [(edge["agent"], edge["kind"]) for edge in deadlock["edges"]] == [
+        (alice, "answer"),
+        (bob, "execution"),
+        (bob, "answer"),
+        (alice, "execution"),
+        (alice, "lock"),
+    ]
+    port = second.rstrip("/").rpartition(":")[2]
+    assert f"waits for the answer of {bob} to its SendMessage to {tmp_path}/{port}" in cascade["reason"]
 
 
 def test_agents_that_ask_back_and_answer_at_last_never_stall(running, tmp_path):

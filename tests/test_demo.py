@@ -27,13 +27,16 @@ def play(fault, *more):
         text=True,
         timeout=220,
         # Whatever other instrumentations are installed beside: the demo is about hopwatch.
-        env={**os.environ, "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "asyncio,httpx,starlette,fastapi,asgi"},
+        env={
+            **os.environ,
+            "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "asyncio,httpx,starlette,fastapi,asgi,grpc_client,grpc_server,grpc_aio_client,grpc_aio_server",
+        },
         check=False,
     )
 
 
-def told(fault):
-    done = play(fault, "--json")
+def told(fault, *more):
+    done = play(fault, "--json", *more)
     outcome = json.loads(done.stdout)
     assert outcome["problem"] is None, (outcome["problem"], outcome["history"], done.stderr[-3000:])
     assert done.returncode == 0
@@ -62,6 +65,26 @@ def test_three_agents_that_do_their_work_settle_in_one_trace_over_four_processes
     # Three hops a message, two a push, and 1.3.0 pushes four times a task.
     assert len(outcome["cascade"]["hops"]) == 3 * 3 + 2 * 3 * 4
     assert not any(hop["late"] for hop in outcome["cascade"]["hops"])
+
+
+@pytest.mark.parametrize("binding", ["rest", "grpc"])
+def test_whichever_binding_they_speak_it_is_the_same_cascade(binding):
+    outcome = told("none", "--binding", binding)
+    assert outcome["binding"] == binding
+    assert len(outcome["cascade"]["hops"]) == 3 * 3 + 2 * 3 * 4
+    assert {hop["peer"] for hop in hops(outcome, kind="send")} == {"instrumented"}
+    assert not hops(outcome, late=True)
+
+
+@pytest.mark.parametrize(("binding", "fault"), [("rest", "hang"), ("grpc", "kill")])
+def test_whichever_binding_they_speak_a_fault_gives_its_verdict_and_names_its_hop(binding, fault):
+    outcome = told(fault, "--binding", binding)
+    (worker,) = hops(outcome, kind="execution", agent="worker")
+    if fault == "hang":
+        assert outcome["cascade"]["frontier"] == [worker["id"]]
+        assert "worker.py:" in outcome["cascade"]["reason"]
+    else:
+        assert (worker["outcome"], worker["reason"]) == ("abandoned", "process_killed")
 
 
 def test_a_worker_that_awaits_a_future_nobody_sets_stalls_at_file_and_line():

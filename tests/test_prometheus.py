@@ -256,7 +256,9 @@ def look_around(monitoring, seen):
 def played(fault, folder, monitoring, seen):
     """Play a fault until its alerts have fired, and say which did."""
     cast = Cast(folder)
-    extra = {"OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "asyncio,httpx,starlette,fastapi,asgi"}
+    extra = {
+        "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "asyncio,httpx,starlette,fastapi,asgi,grpc_client,grpc_server,grpc_aio_client,grpc_aio_server"
+    }
     try:
         with slow_server(15) as slow, httpx.Client(timeout=20) as client:
             with monitoring.starting:  # one cast at a time: starting is what takes a processor

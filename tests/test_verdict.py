@@ -322,3 +322,8 @@ def test_a_peer_without_hopwatch_that_failed_to_answer_may_be_at_work():
     assert verdict(sent).verdict == "unknown"
     sent.attributes = {"http.response.status_code": 404}
     assert verdict(sent).verdict == "settled"
+    sent.attributes = {"rpc.response.status_code": "UNIMPLEMENTED"}
+    assert verdict(sent).verdict == "settled"
+    # As gRPC itself says of a connection that broke.
+    sent.attributes = {"rpc.response.status_code": "INTERNAL"}
+    assert verdict(sent).verdict == "unknown"

@@ -89,6 +89,8 @@ ERROR_TYPE: Final = "error.type"
 SERVER_ADDRESS: Final = "server.address"
 SERVER_PORT: Final = "server.port"
 HTTP_STATUS_CODE: Final = "http.response.status_code"
+RPC_SYSTEM: Final = "rpc.system.name"
+RPC_STATUS_CODE: Final = "rpc.response.status_code"
 CODE_FUNCTION_NAME: Final = "code.function.name"
 CODE_FILE_PATH: Final = "code.file.path"
 CODE_LINE_NUMBER: Final = "code.line.number"
@@ -120,6 +122,8 @@ TRACESTATE_KEY: Final = "hopwatch"
 ACKNOWLEDGEMENT_HEADER: Final = "hopwatch-hop"
 """Beside `traceresponse`, which other instrumentations set too: the same value, and certainly a hop's."""
 TRACERESPONSE_HEADER: Final = "traceresponse"
+ATTEMPTS_HEADER: Final = "hopwatch-attempts"
+"""Back over gRPC, where its core tried a call before: how often. Only the receiver gets to know it."""
 
 # Metrics.
 METRIC_OPEN: Final = "hopwatch.hops.open"
@@ -184,4 +188,11 @@ PEERS: Final = ("instrumented", "opaque", "refused", "unknown")
 TERMINAL_STATES: Final = frozenset(
     {"TASK_STATE_COMPLETED", "TASK_STATE_CANCELED", "TASK_STATE_FAILED", "TASK_STATE_REJECTED"}
 )
+RPC_REFUSALS: Final = frozenset(
+    {
+        "INVALID_ARGUMENT", "NOT_FOUND", "ALREADY_EXISTS", "PERMISSION_DENIED", "FAILED_PRECONDITION", "ABORTED",
+        "OUT_OF_RANGE", "UNIMPLEMENTED", "UNAUTHENTICATED",
+    }
+)  # fmt: skip
+"""Statuses of gRPC by which somebody at the other end refuses a call, as 4xx does. The others gRPC may have made up itself."""
 INTERRUPTED_STATES: Final = frozenset({"TASK_STATE_INPUT_REQUIRED", "TASK_STATE_AUTH_REQUIRED"})

@@ -12,7 +12,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from hopwatch import across
-from hopwatch.attributes import HTTP_STATUS_CODE, INTERRUPTED_STATES, TERMINAL_STATES
+from hopwatch.attributes import (
+    HTTP_STATUS_CODE,
+    INTERRUPTED_STATES,
+    RPC_REFUSALS,
+    RPC_STATUS_CODE,
+    TERMINAL_STATES,
+)
 from hopwatch.records import newer_state
 
 if TYPE_CHECKING:
@@ -321,7 +327,9 @@ def _missing(
                 opaque.append(name)
             state = told.get((name, hop.task_id), (None, 0))[0] if hop.task_id else None
             status = hop.attributes.get(HTTP_STATUS_CODE)
-            refused = isinstance(status, int) and 400 <= status < 500
+            refused = (isinstance(status, int) and 400 <= status < 500) or (
+                hop.attributes.get(RPC_STATUS_CODE) in RPC_REFUSALS
+            )
             if (
                 hop.kind == "send"
                 and hop.outcome in ("failed", "cancelled")

@@ -20,7 +20,9 @@ pytestmark = pytest.mark.processes
 
 HOP = "1111111111111111"
 QUIET = {"OTEL_METRICS_EXPORTER": "none", "OTEL_LOGS_EXPORTER": "none"}
-DISABLED = {"OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "asyncio,httpx,starlette,fastapi,asgi"}
+DISABLED = {
+    "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "asyncio,httpx,starlette,fastapi,asgi,grpc_client,grpc_server,grpc_aio_client,grpc_aio_server"
+}
 PROGRAM = "import hopwatch\nwith hopwatch.cascade('nightly') as cascade:\n    print(cascade.id)\n"
 
 

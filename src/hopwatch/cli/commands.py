@@ -456,14 +456,21 @@ def ps(*, pid: int | None, every: float | None, as_json: bool) -> None:
 
 @hopwatch.command()
 @click.option("--fault", default="none", show_default=True, callback=_fault, help="What goes wrong in it.")
+@click.option(
+    "--binding",
+    type=click.Choice(("jsonrpc", "rest", "grpc")),
+    default="jsonrpc",
+    show_default=True,
+    help="How the agents hand work to one another.",
+)
 @click.option("--hold", is_flag=True, help="Leave agents and collector running until Ctrl-C.")
 @_json("what was planted, what came of it, and the cascade")
 @click.pass_context
-def demo(ctx: click.Context, *, fault: str, hold: bool, as_json: bool) -> None:
+def demo(ctx: click.Context, *, fault: str, binding: str, hold: bool, as_json: bool) -> None:
     """Run three real agents that hand work to each other, with a fault if one is wanted, and watch them."""
     from hopwatch.demo.run import main as demonstrate  # noqa: PLC0415 - only this command needs it
 
-    ctx.exit(demonstrate(fault=fault, json=as_json, hold=hold))
+    ctx.exit(demonstrate(fault=fault, json=as_json, hold=hold, binding=binding))
 
 
 @hopwatch.command()

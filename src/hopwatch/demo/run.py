@@ -35,6 +35,8 @@ PATIENCE = 3.0
 """How many times longer than due the demo waits before it gives up: the machine may be busy."""
 STARTS_WITHIN = 60.0
 """Seconds that the user may take until the collector knows of its cascade."""
+BINDINGS = {"jsonrpc": "JSONRPC", "rest": "HTTP+JSON", "grpc": "GRPC"}
+"""What A2A calls the bindings that one can choose."""
 NOWHERE = f"http://{LOOPBACK}:9"
 """A port where nothing listens: telemetry that is sent there is lost."""
 
@@ -50,6 +52,7 @@ class Outcome:
     fault: str
     expected: str
     verdict: str | None = None
+    binding: str = "jsonrpc"
     problem: str | None = None
     after: float | None = None
     """Seconds from the start of the cascade to the verdict."""
@@ -69,6 +72,7 @@ class Outcome:
         """For `--json`."""
         return {
             "fault": self.fault,
+            "binding": self.binding,
             "expected": self.expected,
             "verdict": self.verdict,
             "ok": self.problem is None,
@@ -88,6 +92,8 @@ class Cast:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.processes: dict[str, subprocess.Popen[str]] = {}
+        self.addresses: dict[str, str] = {}
+        """Where agents take HTTP."""
 
     def start(
         self, name: str, command: list[str], environment: dict[str, str] | None = None, *, piped: bool = False
@@ -207,20 +213,25 @@ def start_agents(
     """Start worker, planner and frontdesk, and wait until each serves its card.
 
     Returns:
-        The URL of the frontdesk, and a free port for the user.
+        Where the frontdesk takes messages, and a free port for the user.
     """
-    worker, planner, frontdesk, user = free_ports(4)
+    worker, planner, frontdesk, user, *others = free_ports(7)
+    by_grpc = dict(zip((worker, planner, frontdesk), others, strict=True)) if binding == "GRPC" else {}
+
+    def reached(port: int) -> str:
+        return f"{LOOPBACK}:{by_grpc[port]}" if by_grpc else f"http://{LOOPBACK}:{port}"
+
     run = launcher()
     plan = (
         # With `late` the worker sends another message, to the planner.
         (
             "worker",
             worker,
-            f"http://{LOOPBACK}:{planner}" if fault == "late" else "",
+            reached(planner) if fault == "late" else "",
             NOWHERE if fault == "lost" else endpoint,
         ),
-        ("planner", planner, f"http://{LOOPBACK}:{worker}", endpoint),
-        ("frontdesk", frontdesk, f"http://{LOOPBACK}:{planner}", endpoint),
+        ("planner", planner, reached(worker), endpoint),
+        ("frontdesk", frontdesk, reached(planner), endpoint),
     )
     for name, port, to, where in plan:
         command = [
@@ -236,12 +247,15 @@ def start_agents(
             to,
             "--binding",
             binding,
+            "--grpc-port",
+            str(by_grpc.get(port, 0)),
         ]
+        cast.addresses[name] = f"{LOOPBACK}:{port}"
         cast.start(name, command, {**agent_environment(name, where), **(extra or {})})
     until = time.monotonic() + 60
     for name, port, _, _ in plan:
         wait_for_card(cast, name, port, until)
-    return f"http://{LOOPBACK}:{frontdesk}", user
+    return reached(frontdesk), user
 
 
 def wait_for_card(cast: Cast, name: str, port: int, until: float) -> None:
@@ -341,6 +355,7 @@ def play(
     *,
     hold: Callable[[str], None] | None = None,
     folder: Path,
+    binding: str = "jsonrpc",
 ) -> Outcome:
     """Run the demo with one fault.
 
@@ -349,27 +364,33 @@ def play(
         show: is called with the cascade and what is known so far, at every look.
         hold: is called with the collector's URL at the end, before the processes are ended.
         folder: for logs and the store.
+        binding: a key of `BINDINGS`: how the agents hand work to one another.
 
     Raises:
         DemoError: something did not start.
     """
     planted = FAULTS[fault]
-    outcome = Outcome(fault, planted.verdict)
+    outcome = Outcome(fault, planted.verdict, binding=binding)
     cast = Cast(folder)
     early = threading.Event()
     try:
         with slow_server(SLOW_FOR, early) as slow:
             endpoint = outcome.url = start_collector(cast)
-            frontdesk, port = start_agents(cast, fault, endpoint, slow)
+            spoken = BINDINGS[binding]
+            frontdesk, port = start_agents(cast, fault, endpoint, slow, binding=spoken)
             watch = Watch(endpoint, outcome, show)
             try:
                 cast.start(
                     "user",
-                    [*launcher(), str(AGENTS / "user.py"), "--port", str(port), "--to", frontdesk],
+                    [
+                        *launcher(),
+                        str(AGENTS / "user.py"),
+                        *("--port", str(port), "--to", frontdesk, "--binding", spoken),
+                    ],
                     agent_environment("user", endpoint),
                 )
                 if fault == "leak":
-                    with subscriber.stalled(*_worker_and_task(watch)):
+                    with subscriber.stalled(cast.addresses["worker"], _task_of_worker(watch)):
                         early.set()
                         _watch(watch, planted, cast, fault, outcome)
                     _hung_up(watch, planted, outcome)
@@ -471,15 +492,8 @@ def _hung_up(watch: Watch, planted: Fault, outcome: Outcome) -> None:
         outcome.verdict, outcome.cascade = planted.verdict, leaking
 
 
-def _worker_and_task(watch: Watch) -> tuple[str, str]:
-    """Where the worker listens, and the task that it is at."""
-
-    def known(cascade: Cascade) -> bool:
-        return bool(address(cascade) and task(cascade))
-
-    def address(cascade: Cascade) -> str | None:
-        sends = (hop for hop in cascade["hops"] if hop["kind"] == "send" and hop["agent"] == "planner")
-        return next((hop["peer_name"] for hop in sends if hop["peer_name"]), None)
+def _task_of_worker(watch: Watch) -> str:
+    """The A2A task that the worker is at."""
 
     def task(cascade: Cascade) -> str | None:
         executions = (
@@ -488,14 +502,20 @@ def _worker_and_task(watch: Watch) -> tuple[str, str]:
         return next((hop["task_id"] for hop in executions if hop["task_id"]), None)
 
     try:
-        cascade = watch.until(known, 30)
+        cascade = watch.until(lambda each: bool(task(each)), 30)
     except TimeoutError:
         raise DemoError("the worker did not begin its work within 30 s") from None
-    return address(cascade) or "", task(cascade) or ""
+    return task(cascade) or ""
 
 
-def main(fault: str = "none", *, json: bool = False, hold: bool = False) -> int:
+def main(fault: str = "none", *, json: bool = False, hold: bool = False, binding: str = "jsonrpc") -> int:
     """Run the demo and show it.
+
+    Args:
+        fault: a key of `FAULTS`.
+        json: print what came of it as JSON, and nothing else.
+        hold: leave everything running until control-C.
+        binding: a key of `BINDINGS`.
 
     Returns:
         0 exactly when the verdict and the hop that it names are the ones that the fault must give; 1 otherwise.
@@ -506,7 +526,9 @@ def main(fault: str = "none", *, json: bool = False, hold: bool = False) -> int:
     stage = Stage(fault, FAULTS[fault], quiet=json)
     try:
         with stage:
-            outcome = play(fault, stage.show, hold=stage.hold if hold else None, folder=folder)
+            outcome = play(
+                fault, stage.show, hold=stage.hold if hold else None, folder=folder, binding=binding
+            )
     except DemoError as error:
         print(f"hopwatch demo: {error}", file=sys.stderr)  # noqa: T201
         print(f"What the processes printed is in {folder}.", file=sys.stderr)  # noqa: T201

@@ -2,8 +2,8 @@
 
 | hop | seam |
 |---|---|
-| send | `send_message`, `send_message_streaming`, `subscribe`, `get_task`, `cancel_task` of the JSON-RPC and REST transports |
-| request | `on_message_send` and its like of the request handlers, within an HTTP request (`asgi`) |
+| send | `send_message`, `send_message_streaming`, `subscribe`, `get_task`, `cancel_task` of the JSON-RPC, REST and gRPC transports |
+| request | `on_message_send` and its like of the request handlers, within an HTTP request (`asgi`) or a call of gRPC (`a2a_grpc`) |
 | execution | `AgentExecutor.execute` of the class of the executor that a handler is given |
 | push | `BasePushNotificationSender._dispatch_notification` |
 
@@ -25,7 +25,7 @@ from opentelemetry.trace import Link
 
 from hopwatch import attributes as names
 from hopwatch import process as hopwatch_process
-from hopwatch.instrument import Patches, a2a_events, a2a_streams, asgi, http_client
+from hopwatch.instrument import Patches, a2a_events, a2a_grpc, a2a_streams, asgi, http_client
 from hopwatch.process import current, failed, reason_of
 from hopwatch.telemetry import HopSpan, begin, within
 
@@ -82,6 +82,8 @@ def _end(entry: Entry | None, error: BaseException | None, *, stream: bool = Fal
     if entry is None:
         return
     try:
+        if isinstance(entry.instance_of, a2a_grpc.Message):
+            entry.instance_of.end(entry)
         if entry.kind in ("send", "push") and names.PEER not in (entry.attributes or {}):
             # It went out in a way that nobody saw, or, where it failed, not at all.
             entry.set(names.PEER, "unknown" if error is None else "refused")
@@ -116,6 +118,8 @@ def _open_send(method: str, request: Any, transport: Any) -> Entry | None:
         client = getattr(transport, "httpx_client", None)
         if entry is not None and client is not None:
             entry.instance_of = http_client.Target(client, None, transport)
+        elif entry is not None and getattr(transport, "channel", None) is not None:
+            entry.instance_of = a2a_grpc.Message(transport)
     except Exception:  # noqa: BLE001
         _lost("a2a.send")
         return None
@@ -215,7 +219,9 @@ def _streaming(method: str) -> Any:
                         event = await events.__anext__()
                     except StopAsyncIteration:
                         return
-                first = False
+                if first:
+                    first = False
+                    a2a_grpc.streams(entry)
                 _note_task(entry, event)
                 yield event
         except BaseException as raised:
@@ -492,6 +498,7 @@ class A2AInstrumentor(BaseInstrumentor):  # type: ignore[misc]
     def _instrument(self, **_: Any) -> None:
         self._patches = Patches()
         self._executors: WeakSet[Any] = WeakSet()
+        self._calls_grpc = False
         try:
             for name, hook in (
                 ("httpx", lambda module: http_client.instrument(self._patches, module)),
@@ -506,6 +513,23 @@ class A2AInstrumentor(BaseInstrumentor):  # type: ignore[misc]
                     lambda module: self._transport(module.CompatRestTransport),
                 ),
                 ("a2a.client.transports.rest", lambda module: self._transport(module.RestTransport)),
+                ("a2a.client.transports.grpc", lambda module: self._grpc_transport(module.GrpcTransport)),
+                (
+                    "a2a.compat.v0_3.grpc_transport",
+                    lambda module: self._grpc_transport(module.CompatGrpcTransport),
+                ),
+                (
+                    "a2a.server.request_handlers.grpc_handler",
+                    lambda module: missing.extend(
+                        a2a_grpc.instrument_server(self._patches, module.GrpcHandler)
+                    ),
+                ),
+                (
+                    "a2a.compat.v0_3.grpc_handler",
+                    lambda module: missing.extend(
+                        a2a_grpc.instrument_server(self._patches, module.CompatGrpcHandler)
+                    ),
+                ),
                 (
                     "a2a.server.request_handlers.default_request_handler_v2",
                     lambda module: self._handler(module.DefaultRequestHandlerV2),
@@ -568,6 +592,12 @@ class A2AInstrumentor(BaseInstrumentor):  # type: ignore[misc]
             self._wrap(transport, method, _sending(method))
         for method in ("send_message_streaming", "subscribe"):
             self._wrap(transport, method, _streaming(method))
+
+    def _grpc_transport(self, transport: Any) -> None:
+        self._transport(transport)
+        if not self._calls_grpc:
+            self._calls_grpc = True
+            missing.extend(a2a_grpc.instrument_client(self._patches))
 
     def _handler(self, handler: Any) -> None:
         for method in ("on_message_send", "on_get_task", "on_cancel_task"):

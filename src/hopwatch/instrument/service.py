@@ -51,6 +51,15 @@ KNOWN: Final = (
 )
 """Patterns of `module:qualname`, as `fnmatch` has them."""
 
+IN_CYTHON: Final = frozenset(
+    {
+        "AioServer._server_main_loop",
+        "AioServer._request_call",
+        "AioServer._request_registered_call",
+    }
+)
+"""Those of grpc.aio, which is written in Cython: its coroutines tell neither their module nor, by their code, their name."""
+
 _declared: dict[int, CodeType] = {}
 _patterns: tuple[str, ...] = ()
 """Those of `HOPWATCH_SERVICE_LOOPS`."""

@@ -21,7 +21,7 @@ from opentelemetry import context as otel_context
 from hopwatch import attributes as names
 from hopwatch import exits, waits
 from hopwatch import process as hopwatch_process
-from hopwatch.instrument.service import MAX_JUDGED, behind, is_service, own_name, work
+from hopwatch.instrument.service import IN_CYTHON, MAX_JUDGED, behind, is_service, own_name, work
 from hopwatch.ledger import DURATIONS_A_TICK, Entry, Note
 from hopwatch.process import current, failed, machinery
 from hopwatch.records import set_location
@@ -228,6 +228,8 @@ def _judge(coro: Any) -> tuple[bool, str]:
             if code is None:
                 return False, name
             name = coro.__qualname__
+            if name in IN_CYTHON and "/_cygrpc/" in code.co_filename:
+                return True, name
             # Many functions share the code of what is wrapped around them; the wrapper's name is theirs.
             known = behind.get((id(code), name))
             if known is not None:

@@ -237,7 +237,7 @@ class _Look:
             place = decisive.place
         self.rests_on.append((task, future))
         wait = self._inner(frames, decisive, tail, future, place=LIBRARY if lost else place, depth=depth)
-        if wait.kind == "socket" and self.across is not None and (send := self.across.asks(task)):
+        if wait.kind in ("socket", "call") and self.across is not None and (send := self.across.asks(task)):
             wait = replace(wait, asks=(send,))
         if waits_for(task) is not future:
             return _told(

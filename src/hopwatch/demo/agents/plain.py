@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import signal
 import uuid
+from collections.abc import AsyncIterator
 
+import grpc
 import httpx
 import uvicorn
 from a2a.client import ClientConfig, ClientFactory
@@ -15,6 +18,7 @@ from a2a.helpers import new_task_from_user_message, new_text_message, new_text_p
 from a2a.server.agent_execution import AgentExecutor, RequestContext
 from a2a.server.events import EventQueue
 from a2a.server.request_handlers import DefaultRequestHandler
+from a2a.server.request_handlers.grpc_handler import GrpcHandler
 from a2a.server.routes import create_agent_card_routes, create_jsonrpc_routes, create_rest_routes
 from a2a.server.tasks import (
     BasePushNotificationSender,
@@ -33,6 +37,7 @@ from a2a.types.a2a_pb2 import (
     TaskPushNotificationConfig,
     TaskState,
 )
+from a2a.types.a2a_pb2_grpc import add_A2AServiceServicer_to_server
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -43,12 +48,15 @@ def arguments() -> argparse.Namespace:
     """What an agent is started with."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, required=True, help="where it listens, on loopback")
-    parser.add_argument("--to", default="", help="URL of the agent that it hands work to")
+    parser.add_argument("--to", default="", help="where the agent listens that it hands work to")
     parser.add_argument("--fault", default="none")
     parser.add_argument("--slow", default="", help="host:port of a server that takes its time")
     parser.add_argument("--count", type=int, default=1, help="of the user: how many messages")
     parser.add_argument("--at-once", type=int, default=1, help="of the user: how many of them at a time")
-    parser.add_argument("--binding", default="JSONRPC")
+    parser.add_argument(
+        "--binding", default="JSONRPC", help="how it hands work on: JSONRPC, HTTP+JSON or GRPC"
+    )
+    parser.add_argument("--grpc-port", type=int, default=0, help="where it takes gRPC, if it does")
     return parser.parse_args()
 
 
@@ -88,6 +96,12 @@ class Inbox:
 async def delegate(url: str, text: str, webhook: str, *, binding: str = "JSONRPC") -> str:
     """Hand a piece of work to an agent without waiting for it; what becomes of it is pushed to `webhook`.
 
+    Args:
+        url: where the agent listens; for gRPC its address.
+        text: what is to be done.
+        webhook: URL.
+        binding: JSONRPC, HTTP+JSON or GRPC.
+
     Returns:
         The id of the agent's task.
     """
@@ -97,7 +111,7 @@ async def delegate(url: str, text: str, webhook: str, *, binding: str = "JSONRPC
             name="peer",
             supported_interfaces=[
                 AgentInterface(
-                    url=f"{url}/" if binding == "JSONRPC" else f"{url}/rest",
+                    url={"JSONRPC": f"{url}/", "HTTP+JSON": f"{url}/rest"}.get(binding, url),
                     protocol_binding=binding,
                     protocol_version="1.0",
                 )
@@ -105,7 +119,11 @@ async def delegate(url: str, text: str, webhook: str, *, binding: str = "JSONRPC
             capabilities=AgentCapabilities(streaming=False, push_notifications=True),
         )
         config = ClientConfig(
-            httpx_client=http, streaming=False, polling=True, supported_protocol_bindings=[binding]
+            httpx_client=http,
+            grpc_channel_factory=grpc.aio.insecure_channel,
+            streaming=False,
+            polling=True,
+            supported_protocol_bindings=[binding],
         )
         client = ClientFactory(config).create(card)
         request = SendMessageRequest(
@@ -116,8 +134,11 @@ async def delegate(url: str, text: str, webhook: str, *, binding: str = "JSONRPC
             ),
         )
         task = ""
-        async for answer in client.send_message(request):
-            task = answer.task.id
+        try:
+            async for answer in client.send_message(request):
+                task = answer.task.id
+        finally:
+            await client.close()
         return task
 
 
@@ -152,7 +173,23 @@ class Delegating(AgentExecutor):
         )
 
 
-def serve(name: str, port: int, executor: AgentExecutor, inbox: Inbox) -> None:
+@contextlib.asynccontextmanager
+async def taking_grpc(handler: DefaultRequestHandler, port: int) -> AsyncIterator[None]:
+    """Take gRPC on a port of loopback as long as the block lasts; on no port if it is 0."""
+    if not port:
+        yield
+        return
+    server = grpc.aio.server()
+    add_A2AServiceServicer_to_server(GrpcHandler(handler), server)
+    server.add_insecure_port(f"127.0.0.1:{port}")
+    await server.start()
+    try:
+        yield
+    finally:
+        await server.stop(None)
+
+
+def serve(name: str, port: int, executor: AgentExecutor, inbox: Inbox, *, grpc_port: int = 0) -> None:
     """Serve an agent on loopback until it is told to stop: by SIGUSR1 in order, by SIGTERM or SIGINT as uvicorn does."""
     url = f"http://127.0.0.1:{port}"
     card = AgentCard(
@@ -193,6 +230,11 @@ def serve(name: str, port: int, executor: AgentExecutor, inbox: Inbox) -> None:
             asyncio.get_running_loop().add_signal_handler(
                 signal.SIGUSR1, setattr, server, "should_exit", True
             )
-            await server.serve()
+            async with taking_grpc(handler, grpc_port):
+                await server.serve()
 
+    if grpc_port:
+        card.supported_interfaces.append(
+            AgentInterface(url=f"127.0.0.1:{grpc_port}", protocol_binding="GRPC", protocol_version="1.0")
+        )
     asyncio.run(run())

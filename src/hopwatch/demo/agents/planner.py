@@ -6,4 +6,5 @@ if __name__ == "__main__":
     options = arguments()
     inbox = Inbox(refuses=options.fault == "drop-push")
     here = f"http://127.0.0.1:{options.port}"
-    serve("planner", options.port, Delegating(options.to, here, inbox, binding=options.binding), inbox)
+    executor = Delegating(options.to, here, inbox, binding=options.binding)
+    serve("planner", options.port, executor, inbox, grpc_port=options.grpc_port)

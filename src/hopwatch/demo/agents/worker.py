@@ -20,12 +20,15 @@ AFTERWARDS = "one more thing"
 class Worker(AgentExecutor):
     """Works, in the way that the fault wants it."""
 
-    def __init__(self, fault: str, slow: str, to: str, here: str, inbox: Inbox) -> None:
+    def __init__(
+        self, fault: str, slow: str, to: str, here: str, inbox: Inbox, *, binding: str = "JSONRPC"
+    ) -> None:
         self.fault = fault
         self.slow = slow
         self.to = to
         self.here = here
         self.inbox = inbox
+        self.binding = binding
         self.kept: set[asyncio.Task[None]] = set()
 
     async def execute(self, context: RequestContext, event_queue: EventQueue) -> None:
@@ -99,7 +102,7 @@ class Worker(AgentExecutor):
     async def one_more(self) -> None:
         """Send another message, and wait for what comes of it."""
         path, pushed = self.inbox.expect()
-        await delegate(self.to, AFTERWARDS, self.here + path)
+        await delegate(self.to, AFTERWARDS, self.here + path, binding=self.binding)
         await pushed
 
     async def tidy_up(self) -> None:
@@ -123,4 +126,5 @@ if __name__ == "__main__":
     options = arguments()
     inbox = Inbox()
     here = f"http://127.0.0.1:{options.port}"
-    serve("worker", options.port, Worker(options.fault, options.slow, options.to, here, inbox), inbox)
+    executor = Worker(options.fault, options.slow, options.to, here, inbox, binding=options.binding)
+    serve("worker", options.port, executor, inbox, grpc_port=options.grpc_port)

@@ -1,0 +1,593 @@
+"""Which hop took this message? The gRPC binding of the A2A SDK, out and in (a2a-sdk 1.3.0, grpc.aio of grpcio 1.60 to 1.85).
+
+| what | seam |
+|---|---|
+| metadata out | `UnaryUnaryMultiCallable.__call__`, `UnaryStreamMultiCallable.__call__`: before the interceptors of the application's channel |
+| attempts, answers | `UnaryUnaryCall.__init__`, `UnaryStreamCall.__init__`: after them, so that one which tries again is seen |
+| whom it goes to | `Channel.__init__` |
+| requests | the methods of the SDK's `GrpcHandler`, and of `CompatGrpcHandler` for agents that speak the older protocol |
+
+Out go the same two headers as over HTTP. What comes back is metadata too: trailing metadata, which costs no message of its own;
+and of a stream initial metadata with its first event, for who leaves it early, or sees it cut, never gets the trailing one.
+"""
+
+from __future__ import annotations
+
+import sys
+from asyncio import CancelledError, current_task
+from contextvars import ContextVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakKeyDictionary, ref
+
+from opentelemetry import context as otel_context
+
+from hopwatch import attributes as names
+from hopwatch import propagation, telemetry
+from hopwatch.instrument import asgi, http_client
+from hopwatch.ledger import Note
+from hopwatch.process import current, failed
+from hopwatch.telemetry import HopSpan
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from hopwatch.instrument import Patches
+    from hopwatch.ledger import Entry, Kind
+
+SERVICE: Final = b"A2AService/"
+"""What stands in the path of each of A2A's methods: `/lf.a2a.v1.A2AService/SendMessage`, in the older protocol `/a2a.v1.`."""
+STREAMS: Final = frozenset({"SendStreamingMessage", "SubscribeToTask", "TaskSubscription"})
+UNARY: Final = (
+    "SendMessage", "CancelTask", "GetTask", "ListTasks", "GetExtendedAgentCard", "GetTaskPushNotificationConfig",
+    "CreateTaskPushNotificationConfig", "ListTaskPushNotificationConfigs", "DeleteTaskPushNotificationConfig",
+)  # fmt: skip
+OLDER_NAMES: Final = {
+    "SubscribeToTask": "TaskSubscription",
+    "ListTasks": "",
+    "GetExtendedAgentCard": "GetAgentCard",
+    "ListTaskPushNotificationConfigs": "ListTaskPushNotificationConfig",
+}
+"""What the older protocol calls the same; empty for what it does not have."""
+
+_REFUSING: Final = ("failed to connect to all addresses", "errors resolving ", "DNS resolution failed")
+"""How gRPC (1.60 to 1.85) begins to say that it reached nobody."""
+_CHANGED: Final = frozenset({"traceparent", "tracestate"})
+_ATTEMPTS: Final = "grpc-previous-rpc-attempts"
+"""Metadata of a call that gRPC's core tries again, by a policy of the channel; only the server gets to see it."""
+
+_attempted: ContextVar[Entry | None] = ContextVar("hopwatch_grpc_call", default=None)
+"""The send whose call is being made, for the interceptors that make it."""
+
+
+# Messages sent ---------------------------------------------------------------------------------------------------
+
+
+class Channel:
+    """What was said when a channel was made."""
+
+    __slots__ = ("governed", "host", "made", "port")
+
+    def __init__(self, made: Any, target: str, options: Iterable[tuple[str, Any]]) -> None:
+        self.made = ref(made)
+        self.host, self.port = address_of(target)
+        self.governed = target.startswith("xds:") or any(
+            any(word in str(value) for word in ("retryPolicy", "hedgingPolicy", "timeout"))
+            if name == "grpc.service_config"
+            else (name == "grpc.service_config_disable_resolution" and not value)
+            for name, value in options
+        )
+        """Whether a service config may try a call again, or give it up, and nobody here is told."""
+
+
+_channels: WeakKeyDictionary[Any, Channel] = WeakKeyDictionary()
+_wrapped: set[str] = set()
+"""What of grpc.aio has been wrapped; all of it, as a rule."""
+
+
+def address_of(target: str) -> tuple[str, int]:
+    """Whom a channel's target names, as host and port; port 0 where it has none.
+
+    Args:
+        target: as gRPC has it: `host:port`, `dns:///host:port`, `ipv4:1.2.3.4:50051`, `[::1]:50051`, `unix:/path`.
+    """
+    scheme, found, rest = target.partition(":")
+    if found and scheme in ("unix", "unix-abstract"):
+        return rest, 0
+    if found and scheme in ("dns", "ipv4", "ipv6", "xds", "passthrough", "vsock"):
+        target = rest.rpartition("/")[2]
+    host, found, port = target.split(",")[0].rpartition(":")
+    if not found or not port.isdecimal() or host.endswith(":"):
+        return target.strip("[]"), 0
+    return host.strip("[]"), int(port)
+
+
+class Message(http_client.Target):
+    """A send that goes by gRPC, and what became of its calls. None of httpx's requests is it.
+
+    What it says of the peer stands as soon as it is said, for a marker may carry it: an acknowledgement when it comes, and
+    all else when the send ends.
+    """
+
+    __slots__ = ("answered", "before", "begun", "call", "channel", "key", "refused", "seen", "status", "told")
+
+    def __init__(self, transport: Any) -> None:
+        # Not `Target.__init__`: it wants httpx's client, and `is_meant` says no to every one of them.
+        self._client: Any = type(None)
+        self._url = None
+        try:
+            self._transport = ref(transport)
+        except TypeError:  # somebody else's transport, with slots
+            self._transport = None
+        kind = type(getattr(transport, "channel", None))
+        self.seen = kind.__module__ == "grpc.aio._channel" and len(_wrapped) == len(_SEAMS)
+        """Whether no call can be made that is not noted here."""
+        self.begun = 0
+        """How many calls were made: more than one where an interceptor tries again."""
+        self.refused = 0
+        """How many of them have reached nobody."""
+        self.before = 0
+        """How often gRPC's core tried besides, as far as the receiver tells."""
+        self.answered = False
+        """Whether somebody answered, with an acknowledgement or without."""
+        self.status = ""
+        """The status of the newest call that has ended."""
+        self.call: Any = None
+        """Weak reference to the newest call."""
+        self.channel: Channel | None = None
+        self.key = 0
+        self.told: list[Any] | None = None
+        """As `http_client.asks` has it."""
+
+    def ask(self, entry: Entry) -> None:
+        """Say that the running task awaits the answer, and that nothing else ends its wait."""
+        task = current_task()
+        if task is None:
+            return
+        self.told = [entry, 0, 0]
+        self.key = id(task)
+        http_client._attempts[self.key] = (ref(task), self.told)  # noqa: SLF001 - it answers for both bindings
+
+    def asks_no_more(self) -> None:
+        """Say that the answer has begun, or will not come."""
+        if self.key:
+            http_client._attempts.pop(self.key, None)  # noqa: SLF001
+            self.key = 0
+
+    def end(self, entry: Entry) -> None:
+        """Say what is known of the peer, now that the send is over."""
+        self.asks_no_more()
+        if self.status not in ("", "OK"):
+            entry.set(names.RPC_STATUS_CODE, self.status)
+        reached = self.begun - self.refused + self.before
+        if reached > 1:
+            entry.set(names.PEER_ATTEMPTS, reached)
+        if names.PEER in (entry.attributes or {}) or (self.seen and not self.begun):
+            return  # what was never called is judged as over any binding
+        nobody = self.seen and reached == 0
+        entry.set(names.PEER, "opaque" if self.answered else "refused" if nobody else "unknown")
+
+
+def _calling(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    entry = http_client.outgoing.get()
+    if entry is None:
+        return wrapped(*args, **kwargs)
+    token = None
+    try:
+        message = entry.instance_of
+        if isinstance(message, Message) and SERVICE in _bytes(instance._method):  # noqa: SLF001
+            http_client.outgoing.set(None)
+            message.seen, seen = False, message.seen  # unless all goes well here
+            kwargs = {**kwargs, "metadata": _with_ours(kwargs.get("metadata"), entry)}
+            channel = message.channel = _channels.get(instance._references[0])  # noqa: SLF001
+            if channel is not None:
+                entry.set(names.SERVER_ADDRESS, channel.host)
+                if channel.port:
+                    entry.set(names.SERVER_PORT, channel.port)
+            entry.set(names.RPC_SYSTEM, "grpc")
+            if (
+                kwargs.get("timeout") is None
+                and channel is not None
+                and not channel.governed
+                and not _may_interfere(instance._interceptors)  # noqa: SLF001
+            ):
+                message.ask(entry)
+            token = _attempted.set(entry)
+            message.seen = seen
+    except Exception:  # noqa: BLE001
+        failed("grpc.call")
+    if token is None:
+        return wrapped(*args, **kwargs)
+    try:
+        call = wrapped(*args, **kwargs)
+    finally:
+        _attempted.reset(token)
+    try:
+        interceptors = getattr(call, "_interceptors_task", None)
+        if interceptors is not None:
+            _keep_quiet(entry, interceptors)
+    except Exception:  # noqa: BLE001
+        failed("grpc.interceptors")
+    return call
+
+
+def _may_interfere(interceptors: Any) -> bool:
+    """Whether interceptors may end a wait, or try again after a while: OpenTelemetry's own do not."""
+    return any(
+        not type(each).__module__.startswith("opentelemetry.instrumentation.grpc")
+        for each in interceptors or ()
+    )
+
+
+def _keep_quiet(entry: Entry, task: Any) -> None:
+    """The task in which a channel's interceptors run counts on the send, and tells nothing that the send does not."""
+    for noted in entry.ledger.below(entry, 64):
+        if noted.runner is not None and noted.runner() is task:
+            found = entry.ledger.promote(noted) if isinstance(noted, Note) else noted
+            found.quiet = True
+            return
+
+
+def _bytes(method: Any) -> bytes:
+    return method if isinstance(method, bytes) else str(method).encode()
+
+
+def _with_ours(metadata: Any, entry: Entry) -> Any:
+    """The application's metadata and our two headers, in a collection of the same kind."""
+    kept = [item for item in metadata or () if item[0] not in _CHANGED]
+    kept.extend(propagation.outgoing(entry).items())
+    if metadata is None or isinstance(metadata, list):
+        return kept
+    return tuple(kept) if isinstance(metadata, tuple) else type(metadata)(*kept)
+
+
+def _made(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A call has been made: an attempt. Its callback must not keep it, for a call that is dropped is cancelled."""
+    entry = _attempted.get()
+    method = args[6] if len(args) > 6 else kwargs.get("method")
+    if entry is None or SERVICE not in _bytes(method):
+        return wrapped(*args, **kwargs)
+    # The tasks that a call makes for itself do nothing but what the send waits for, and it tells that.
+    hop = current.set(None)
+    try:
+        result = wrapped(*args, **kwargs)
+    finally:
+        current.reset(hop)
+    message: Message = entry.instance_of
+    message.begun += 1
+    try:
+        message.call = ref(instance)
+        if message.told is not None:
+            deadline = args[1] if len(args) > 1 else kwargs.get("deadline")
+            message.told[2] += 1 if deadline is None else 2
+        instance._cython_call.add_done_callback(partial(_over, entry, ref(instance)))  # noqa: SLF001
+    except Exception:  # noqa: BLE001
+        failed("grpc.attempt")
+    return result
+
+
+def _over(entry: Entry, reference: Any) -> None:
+    """A call has ended: note what is known of who took it."""
+    try:
+        call, message = reference(), entry.instance_of
+        if call is None or not isinstance(message, Message):
+            return
+        if message.told is not None:
+            message.told[1] += 1
+        status = message.status = str(_now(call.code()).name)
+        metadata = [*_now(call.initial_metadata()), *_now(call.trailing_metadata())]
+        if _acknowledged(entry, message, metadata):
+            return
+        if status == "UNAVAILABLE" and _reached_nobody(message, str(_now(call.details()))):
+            message.refused += 1
+            return
+        once = message.channel is not None and not message.channel.governed
+        if status == "OK" or (status in names.RPC_REFUSALS and once):
+            message.answered = True
+    except Exception:  # noqa: BLE001
+        failed("grpc.answer")
+
+
+def _acknowledged(entry: Entry, message: Message, metadata: Iterable[tuple[str, Any]]) -> bool:
+    header, before = None, ""
+    for name, value in metadata:
+        if name == names.ACKNOWLEDGEMENT_HEADER:
+            header = value
+        elif name == names.ATTEMPTS_HEADER:
+            before = str(value)
+    if header is None:
+        return False
+    propagation.acknowledged(entry, str(header))
+    message.answered = True
+    if before.isdecimal():
+        # The core tried before, and nobody here was told. What came of it only those know who got it.
+        message.before = max(message.before, min(int(before), 1000))
+    return True
+
+
+def _reached_nobody(message: Message, details: str) -> bool:
+    """Whether a call that failed as UNAVAILABLE cannot have arrived anywhere.
+
+    Its status may be somebody's at the other end who failed to connect to a third, and hands that on as it is. But then
+    the channel itself is connected.
+    """
+    channel = message.channel
+    if channel is None or channel.governed or not details.startswith(_REFUSING):
+        return False
+    made = channel.made()
+    return made is not None and made.get_state().name in ("TRANSIENT_FAILURE", "CONNECTING")
+
+
+def _now(answer: Any) -> Any:
+    """The result of a coroutine that has nothing to wait for: what grpc.aio says of a call that is over.
+
+    Raises:
+        RuntimeError: it would have to wait.
+    """
+    try:
+        answer.send(None)
+    except StopIteration as done:
+        return done.value
+    answer.close()
+    raise RuntimeError("the call is not over, so this would have to wait")
+
+
+def streams(entry: Entry | None) -> None:
+    """Say that the first event of the stream that a send asked for has come, and so has its initial metadata."""
+    message = entry.instance_of if entry is not None else None
+    if entry is None or not isinstance(message, Message):
+        return
+    try:
+        message.asks_no_more()
+        call = message.call() if message.call is not None else None
+        if call is not None:
+            _acknowledged(entry, message, _now(call.initial_metadata()))
+            message.answered = True  # if it is not acknowledged here, it may be at its end
+    except Exception:  # noqa: BLE001
+        failed("grpc.stream")
+
+
+def _channel_made(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    result = wrapped(*args, **kwargs)
+    try:
+        target = args[0] if args else kwargs["target"]
+        options = args[1] if len(args) > 1 else kwargs.get("options")
+        _channels[instance] = Channel(instance, str(target), tuple(options or ()))
+    except Exception:  # noqa: BLE001
+        failed("grpc.channel")
+    return result
+
+
+_SEAMS: Final = (
+    ("grpc.aio._channel", "Channel", "__init__", _channel_made),
+    ("grpc.aio._channel", "UnaryUnaryMultiCallable", "__call__", _calling),
+    ("grpc.aio._channel", "UnaryStreamMultiCallable", "__call__", _calling),
+    ("grpc.aio._call", "UnaryUnaryCall", "__init__", _made),
+    ("grpc.aio._call", "UnaryStreamCall", "__init__", _made),
+)
+
+
+def instrument_client(patches: Patches) -> list[str]:
+    """Wrap what makes calls in grpc.aio, which has been imported.
+
+    Returns:
+        The names of what this release does not have.
+    """
+    telemetry.asks = http_client.asks
+    missing = []
+    _wrapped.clear()
+    for module, owner, name, wrapper in _SEAMS:
+        found = getattr(sys.modules.get(module), owner, None)
+        seam = f"{module}.{owner}.{name}"
+        if found is not None and patches.wrap(found, name, wrapper):
+            _wrapped.add(seam)
+        else:
+            missing.append(seam)
+    return missing
+
+
+# Requests served -------------------------------------------------------------------------------------------------
+
+
+class Served(asgi.Exchange):
+    """One call of gRPC that is being served; as a block, what runs inside serves it."""
+
+    __slots__ = ("_around", "_context", "_hop", "_outer", "before", "name", "opened")
+
+    def __init__(self, name: str, context: Any) -> None:
+        found: dict[str, list[str]] = {}
+        for key, value in context.invocation_metadata() or ():
+            if key in _CHANGED or key == _ATTEMPTS:
+                found.setdefault(key, []).append(str(value))
+        headers = [(key.encode(), ",".join(values).encode()) for key, values in found.items()]
+        super().__init__({"headers": headers, "path": name})
+        self.name = name
+        self._context = context
+        self.before = found.get(_ATTEMPTS, [""])[0]
+        """How often gRPC's core tried this call before, as it says; empty for never."""
+        self.opened = False
+
+    def __enter__(self) -> None:
+        try:
+            self._enter()
+        except Exception:  # noqa: BLE001
+            failed("grpc.serve")
+
+    def _enter(self) -> None:
+        self._outer = asgi.serving.set(self)
+        self._hop = current.set(self.entry)
+        span = self.entry.span if self.entry is not None else None
+        around = span.around() if isinstance(span, HopSpan) else otel_context.get_current()
+        self._around = otel_context.attach(around)
+        if not self.opened:
+            self.opened = True
+            if self.carrier is not None:
+                attributes: dict[str, Any] = {names.A2A_METHOD_NAME: self.name}
+                if self.name in STREAMS:
+                    attributes[names.STREAMING] = True
+                self.open("request", self.name, attributes)
+
+    def __exit__(self, *_: object) -> None:
+        # In another context (a coroutine that was collected is closed in one) nothing of ours is set.
+        if asgi.serving.get() is not self:
+            return
+        try:
+            otel_context.detach(self._around)
+            current.reset(self._hop)
+            asgi.serving.reset(self._outer)
+        except Exception:  # noqa: BLE001 - as where it is stepped in another context than it was entered in
+            failed("grpc.serve")
+
+    def open(self, kind: Kind, name: str, attributes: dict[str, Any]) -> Entry | None:
+        """Open the hop, and have the end of the call acknowledge it, however it ends."""
+        entry = super().open(kind, name, attributes)
+        self.acknowledge_at_end()
+        return entry
+
+    def _answer(self) -> tuple[tuple[str, str], ...]:
+        value = propagation.acknowledgement(self.entry, self.carrier.cascade if self.carrier else "")
+        answer = ((names.TRACERESPONSE_HEADER, value), (names.ACKNOWLEDGEMENT_HEADER, value))
+        return (*answer, (names.ATTEMPTS_HEADER, self.before)) if self.before else answer
+
+    def acknowledge_at_end(self) -> None:
+        """Add the acknowledgement to the trailing metadata, beside what the application has there."""
+        if self.entry is None and self.carrier is None:
+            return
+        try:
+            there = tuple(self._context.trailing_metadata() or ())
+            keys = {key for key, _ in there}
+            if names.ACKNOWLEDGEMENT_HEADER not in keys:
+                added = (item for item in self._answer() if item[0] not in keys)
+                self._context.set_trailing_metadata((*there, *added))
+        except Exception:  # noqa: BLE001
+            failed("grpc.acknowledge")
+
+    async def begin_to_answer(self) -> None:
+        """Send the acknowledgement with the first event of a stream.
+
+        gRPC itself would send its initial metadata now, so nobody can send any after this. If the application has done it
+        already, what it sent stands, and the acknowledgement comes at the end.
+        """
+        self.status = 1  # it owes no answer any more
+        if self.carrier is None:
+            return
+        try:
+            sending = self._context.send_initial_metadata(self._answer())
+        except Exception:  # noqa: BLE001
+            failed("grpc.acknowledge")
+            return
+        try:  # noqa: SIM105 - no context manager between the application and its cancellation
+            await sending
+        except Exception:  # noqa: BLE001, S110 - sent already, or the caller is gone: gRPC tells the application as it would
+            pass
+
+    def close(self, error: BaseException | None) -> None:
+        """End the hop as the status of the call, or the lack of one, says."""
+        self.answered = self.over = True
+        entry = self.entry
+        if entry is None:
+            return
+        entry.set(names.RPC_SYSTEM, "grpc")
+        if isinstance(error, (CancelledError, GeneratorExit)):
+            entry.finish("cancelled", "the server gave it up, or the caller went away")
+            return
+        code = getattr(self._context, "code", None)
+        status = code() if code is not None else None  # None where the application has set none
+        said = getattr(status, "name", "OK")
+        if error is not None and said == "OK":
+            said = "UNKNOWN"  # what gRPC answers for an exception that it does not know
+        if said != "OK":
+            entry.set(names.RPC_STATUS_CODE, said)
+            unforeseen = said == "UNKNOWN" and error is not None
+            entry.finish("failed", type(error).__name__ if unforeseen else f"answered {said}")
+        else:
+            entry.finish()
+
+
+def _begin(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Served | None:
+    try:
+        return Served(name, args[1] if len(args) > 1 else kwargs["context"])
+    except Exception:  # noqa: BLE001
+        failed("grpc.request")
+        return None
+
+
+def _end(served: Served, error: BaseException | None) -> None:
+    try:
+        served.acknowledge_at_end()  # again, where the application has put its own in the place of ours
+        served.close(error)
+    except Exception:  # noqa: BLE001
+        failed("grpc.close")
+
+
+def _serving(name: str) -> Any:
+    async def serve(wrapped: Any, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        served = _begin(name, args, kwargs)
+        if served is None:
+            return await wrapped(*args, **kwargs)
+        error: BaseException | None = None
+        try:
+            with served:
+                return await wrapped(*args, **kwargs)
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            _end(served, error)
+
+    return serve
+
+
+def _serving_stream(name: str) -> Any:
+    async def serve(wrapped: Any, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        served = _begin(name, args, kwargs)
+        events = wrapped(*args, **kwargs)
+        if served is None:
+            async for event in events:
+                yield event
+            return
+        error: BaseException | None = None
+        first = True
+        try:
+            while True:
+                with served:
+                    try:
+                        event = await events.__anext__()
+                    except StopAsyncIteration:
+                        return
+                if first:
+                    first = False
+                    await served.begin_to_answer()
+                yield event
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            try:
+                with served:
+                    await events.aclose()
+            finally:
+                _end(served, error)
+
+    return serve
+
+
+def instrument_server(patches: Patches, handler: Any) -> list[str]:
+    """Wrap the methods of one of the SDK's handlers for gRPC, of this protocol or the older one.
+
+    Args:
+        patches: keeps what was there.
+        handler: the class.
+
+    Returns:
+        The names of what this release does not have.
+    """
+    telemetry.owes_answer = asgi.owes_answer
+    older = hasattr(handler, OLDER_NAMES["SubscribeToTask"])
+    missing = []
+    for name in (*UNARY, "SendStreamingMessage", "SubscribeToTask"):
+        method = OLDER_NAMES.get(name, name) if older else name
+        wrapper = _serving_stream(name) if method in STREAMS else _serving(name)
+        if method and not patches.wrap(handler, method, wrapper):
+            missing.append(f"{handler.__module__}.{handler.__qualname__}.{method}")
+    return missing
