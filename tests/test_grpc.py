@@ -1357,10 +1357,11 @@ def test_where_grpc_is_not_installed_nothing_of_it_is_imported_and_nothing_raise
 
 def test_a_release_without_a_seam_is_instrumented_as_far_as_it_goes_and_says_what_is_missing():
     patches = Patches()
-    handler = type("Handler", (), {"SendMessage": GrpcHandler.SendMessage})
+    handler = type("Handler", (a2a_pb2_grpc.A2AServiceServicer,), {"SendMessage": GrpcHandler.SendMessage})
     lacks = a2a_grpc.instrument_server(patches, handler)
     assert "SendMessage" not in {each.rpartition(".")[2] for each in lacks}
     assert {each.rpartition(".")[2] for each in lacks} >= {"SendStreamingMessage", "CancelTask"}
+    assert handler.CancelTask is a2a_pb2_grpc.A2AServiceServicer.CancelTask
     patches.undo()
 
 

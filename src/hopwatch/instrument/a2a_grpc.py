@@ -13,6 +13,7 @@ and of a stream initial metadata with its first event, for who leaves it early, 
 
 from __future__ import annotations
 
+import inspect
 import sys
 from asyncio import CancelledError, current_task
 from contextvars import ContextVar
@@ -587,7 +588,13 @@ def instrument_server(patches: Patches, handler: Any) -> list[str]:
     missing = []
     for name in (*UNARY, "SendStreamingMessage", "SubscribeToTask"):
         method = OLDER_NAMES.get(name, name) if older else name
-        wrapper = _serving_stream(name) if method in STREAMS else _serving(name)
-        if method and not patches.wrap(handler, method, wrapper):
+        if not method:
+            continue
+        streams = method in STREAMS
+        found = getattr(handler, method, None)
+        # What the generated servicer has for a method that nobody serves is a plain function, and gRPC calls it in a thread.
+        if (inspect.isasyncgenfunction if streams else inspect.iscoroutinefunction)(found):
+            patches.wrap(handler, method, _serving_stream(name) if streams else _serving(name))
+        else:
             missing.append(f"{handler.__module__}.{handler.__qualname__}.{method}")
     return missing
