@@ -43,6 +43,10 @@ UNARY: Final = (
     "SendMessage", "CancelTask", "GetTask", "ListTasks", "GetExtendedAgentCard", "GetTaskPushNotificationConfig",
     "CreateTaskPushNotificationConfig", "ListTaskPushNotificationConfigs", "DeleteTaskPushNotificationConfig",
 )  # fmt: skip
+_EVERY_RELEASE: Final = frozenset(
+    {"SendMessage", "SendStreamingMessage", "SubscribeToTask", "GetTask", "CancelTask"}
+)
+"""What is missing where a release does not have it. The others are no hops unless a cascade calls them."""
 OLDER_NAMES: Final = {
     "SubscribeToTask": "TaskSubscription",
     "ListTasks": "",
@@ -595,6 +599,6 @@ def instrument_server(patches: Patches, handler: Any) -> list[str]:
         # What the generated servicer has for a method that nobody serves is a plain function, and gRPC calls it in a thread.
         if (inspect.isasyncgenfunction if streams else inspect.iscoroutinefunction)(found):
             patches.wrap(handler, method, _serving_stream(name) if streams else _serving(name))
-        else:
+        elif name in _EVERY_RELEASE:
             missing.append(f"{handler.__module__}.{handler.__qualname__}.{method}")
     return missing
