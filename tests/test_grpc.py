@@ -45,7 +45,7 @@ import hopwatch
 from exported import cascades, exporter, fresh, only_cascade, others, ours, tree, verdict
 from hopwatch import attributes as names
 from hopwatch import process, propagation, telemetry
-from hopwatch.instrument import Patches, a2a_grpc, http_client
+from hopwatch.instrument import Patches, a2a_grpc, a2a_grpc_server, http_client
 from hopwatch.instrument.a2a import A2AInstrumentor, missing
 from hopwatch.instrument.asyncio import AsyncioInstrumentor
 from test_a2a import MESSAGE, Executor, answers, complete, hop, over, request, run, served
@@ -717,6 +717,32 @@ def test_the_applications_own_metadata_arrives_beside_ours():
     run(story)
 
 
+def test_an_agent_that_hands_on_what_another_one_answered_is_acknowledged_by_its_own_hop():
+    async def story():
+        def see(context):
+            (parent,) = [value for key, value in context.invocation_metadata() if key == "traceparent"]
+            others = f"00-{parent.split('-')[1]}-{'cd' * 8}-01"
+            context.set_trailing_metadata((("hopwatch-hop", others), ("traceresponse", others)))
+
+        back = []
+
+        class Sees(grpc.aio.UnaryUnaryClientInterceptor):
+            async def intercept_unary_unary(self, continuation, details, message):
+                call = await continuation(details, message)
+                back.extend(await call.trailing_metadata())
+                return call
+
+        async with agent(builder=Builder(see)) as address, client(address, interceptors=[Sees()]) as peer:
+            await answers(peer, request())
+            await over()
+        hops = only_cascade()
+        assert hop(hops, "send").peer_hop == hop(hops, "request").id
+        assert [key for key, _ in back] == ["traceresponse", "hopwatch-hop"]
+        assert verdict(hops).verdict == "settled"
+
+    run(story)
+
+
 def test_an_agent_that_sends_initial_metadata_of_its_own_still_can_and_acknowledges_at_the_end():
     async def story():
         class Own(GrpcHandler):
@@ -1357,10 +1383,11 @@ def test_where_grpc_is_not_installed_nothing_of_it_is_imported_and_nothing_raise
 
 def test_a_release_without_a_seam_is_instrumented_as_far_as_it_goes_and_says_what_is_missing():
     patches = Patches()
-    handler = type("Handler", (), {"SendMessage": GrpcHandler.SendMessage})
-    lacks = a2a_grpc.instrument_server(patches, handler)
+    handler = type("Handler", (a2a_pb2_grpc.A2AServiceServicer,), {"SendMessage": GrpcHandler.SendMessage})
+    lacks = a2a_grpc_server.instrument(patches, handler)
     assert "SendMessage" not in {each.rpartition(".")[2] for each in lacks}
     assert {each.rpartition(".")[2] for each in lacks} >= {"SendStreamingMessage", "CancelTask"}
+    assert handler.CancelTask is a2a_pb2_grpc.A2AServiceServicer.CancelTask
     patches.undo()
 
 

@@ -247,8 +247,7 @@ def start_agents(
             to,
             "--binding",
             binding,
-            "--grpc-port",
-            str(by_grpc.get(port, 0)),
+            *(("--grpc-port", str(by_grpc[port])) if by_grpc else ()),
         ]
         cast.addresses[name] = f"{LOOPBACK}:{port}"
         cast.start(name, command, {**agent_environment(name, where), **(extra or {})})

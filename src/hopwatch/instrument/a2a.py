@@ -3,7 +3,7 @@
 | hop | seam |
 |---|---|
 | send | `send_message`, `send_message_streaming`, `subscribe`, `get_task`, `cancel_task` of the JSON-RPC, REST and gRPC transports |
-| request | `on_message_send` and its like of the request handlers, within an HTTP request (`asgi`) or a call of gRPC (`a2a_grpc`) |
+| request | `on_message_send` and its like of the request handlers, within an HTTP request (`asgi`) or a call of gRPC (`a2a_grpc_server`) |
 | execution | `AgentExecutor.execute` of the class of the executor that a handler is given |
 | push | `BasePushNotificationSender._dispatch_notification` |
 
@@ -25,7 +25,7 @@ from opentelemetry.trace import Link
 
 from hopwatch import attributes as names
 from hopwatch import process as hopwatch_process
-from hopwatch.instrument import Patches, a2a_events, a2a_grpc, a2a_streams, asgi, http_client
+from hopwatch.instrument import Patches, a2a_events, a2a_grpc, a2a_grpc_server, a2a_streams, asgi, http_client
 from hopwatch.process import current, failed, reason_of
 from hopwatch.telemetry import HopSpan, begin, within
 
@@ -521,13 +521,13 @@ class A2AInstrumentor(BaseInstrumentor):  # type: ignore[misc]
                 (
                     "a2a.server.request_handlers.grpc_handler",
                     lambda module: missing.extend(
-                        a2a_grpc.instrument_server(self._patches, module.GrpcHandler)
+                        a2a_grpc_server.instrument(self._patches, module.GrpcHandler)
                     ),
                 ),
                 (
                     "a2a.compat.v0_3.grpc_handler",
                     lambda module: missing.extend(
-                        a2a_grpc.instrument_server(self._patches, module.CompatGrpcHandler)
+                        a2a_grpc_server.instrument(self._patches, module.CompatGrpcHandler)
                     ),
                 ),
                 (
@@ -597,7 +597,7 @@ class A2AInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         self._transport(transport)
         if not self._calls_grpc:
             self._calls_grpc = True
-            missing.extend(a2a_grpc.instrument_client(self._patches))
+            missing.extend(a2a_grpc.instrument(self._patches))
 
     def _handler(self, handler: Any) -> None:
         for method in ("on_message_send", "on_get_task", "on_cancel_task"):
