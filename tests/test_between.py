@@ -278,6 +278,26 @@ def test_three_agents_that_do_their_work_settle_though_the_rest_of_it_has_nowher
     assert_whole(play.settled())
 
 
+def with_a_batch_processor(folder, **settings):
+    """A configuration that adds one to everything.yaml, as many have it."""
+    config = folder / "batching.yaml"
+    config.write_text(
+        f"processors: {{batch: {json.dumps(settings)}}}\n"
+        "service: {pipelines: {traces: {processors: [memory_limiter, batch]}}}\n"
+    )
+    return config
+
+
+def test_with_a_batch_processor_in_between_it_settles_after_a_restart_in_the_middle(play, tmp_path):
+    otelcol = play.otelcol("everything", with_a_batch_processor(tmp_path, timeout="1s")).start()
+    play.ask(otelcol.url)
+    play.until(at_work, "the worker's work")
+    otelcol.stop()
+    otelcol.start()
+    play.let_go()
+    assert_whole(play.settled())
+
+
 def transient(play):
     """Whether an agent has seen that nobody takes its telemetry."""
     return any("Transient error" in play.cast.tail(name, 1000) for name in ("worker", "planner", "frontdesk"))
@@ -342,11 +362,7 @@ def test_a_process_that_ends_while_nobody_takes_its_telemetry_is_never_called_se
 
 
 def test_what_a_batch_processor_held_is_lost_with_kill_9_and_then_it_is_unknown(play, tmp_path):
-    holding = tmp_path / "holding.yaml"
-    holding.write_text(
-        "processors: {batch: {timeout: 600s, send_batch_size: 1000000}}\n"
-        "service: {pipelines: {traces: {processors: [memory_limiter, batch]}}}\n"
-    )
+    holding = with_a_batch_processor(tmp_path, timeout="600s", send_batch_size=1_000_000)
     otelcol = play.otelcol("everything", holding).start()
     play.let_go()
     play.ask(otelcol.url, user=play.hopwatch.url)
