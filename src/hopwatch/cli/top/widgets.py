@@ -39,8 +39,8 @@ class Lines(ScrollView, Generic[T], can_focus=True):
     COMPONENT_CLASSES: ClassVar[set[str]] = {"lines--cursor"}
     DEFAULT_CSS = """
     Lines { height: 1fr; scrollbar-gutter: stable; }
-    Lines > .lines--cursor { background: $surface-lighten-2; }
-    Lines:focus > .lines--cursor { background: $primary-background; text-style: bold; }
+    Lines > .lines--cursor { background: $foreground 12%; }
+    Lines:focus > .lines--cursor { background: $primary 18%; text-style: bold; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("up,k", "move(-1)", "Up", show=False),
