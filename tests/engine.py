@@ -13,7 +13,6 @@ import json
 import os
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ import pytest
 REPOSITORY = Path(__file__).parent.parent
 READER = Path(__file__).parent / "containers"
 OF_THE_MACHINE = ("/usr", "/bin", "/sbin", "/lib", "/lib64")
-PATIENCE = 300
+PATIENCE = 600
 
 
 def reader(folder):
@@ -113,12 +112,11 @@ class Engine:
         assert self._network.stdout.readline() == "up\n"
 
     def close(self):
+        # The youngest first, one after the other: an agent whose collector is gone tries for long to tell it of its end.
         for process in reversed([*self.processes.values()]):
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-        for process in [*self.processes.values()]:
+            process.terminate()
             try:
-                process.wait(10)
+                process.wait(20)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
