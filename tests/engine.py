@@ -13,10 +13,10 @@ import json
 import os
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
-from dataclasses import dataclass, field
+import tempfile
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -24,7 +24,7 @@ import pytest
 REPOSITORY = Path(__file__).parent.parent
 READER = Path(__file__).parent / "containers"
 OF_THE_MACHINE = ("/usr", "/bin", "/sbin", "/lib", "/lib64")
-PATIENCE = 300
+PATIENCE = 600
 
 
 def reader(folder):
@@ -78,6 +78,20 @@ def needs_namespaces():
         )
 
 
+def place():
+    """A folder for an engine: in memory where there is room, for it gets some thousands of files. Others may pass through it."""
+    memory = Path("/dev/shm")
+    in_memory = (
+        memory.is_dir()
+        and shutil.disk_usage(memory).free > 3 * 1024**3
+        and not os.statvfs(memory).f_flag & os.ST_NOEXEC
+    )
+    # Never pytest's own folder, which is root's alone: who is not root has to get to the images.
+    folder = Path(tempfile.mkdtemp(prefix="hopwatch-engine-", dir=memory if in_memory else None))
+    folder.chmod(0o711)
+    return folder
+
+
 @dataclass
 class Image:
     """A root, and what the Dockerfile says of those who run in it."""
@@ -89,6 +103,8 @@ class Image:
     entrypoint: list = field(default_factory=list)
     command: list = field(default_factory=list)
     healthcheck: list = field(default_factory=list)
+    copied: list = field(default_factory=list)
+    """What comes from other images: folders there, and where they are here. They are mounted, for a copy takes its time."""
 
 
 class Engine:
@@ -115,12 +131,11 @@ class Engine:
         assert self._network.stdout.readline() == "up\n"
 
     def close(self):
+        # The youngest first, one after the other: an agent whose collector is gone tries for long to tell it of its end.
         for process in reversed([*self.processes.values()]):
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-        for process in [*self.processes.values()]:
+            process.terminate()
             try:
-                process.wait(10)
+                process.wait(20)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -142,15 +157,8 @@ class Engine:
             base = self.image(stage["Base"])
             root.parent.mkdir(exist_ok=True)
             subprocess.run(["cp", "-a", str(base.root), str(root)], check=True, timeout=PATIENCE)
-            image = Image(
-                root,
-                {**base.environment},
-                base.user,
-                base.folder,
-                base.entrypoint,
-                base.command,
-                base.healthcheck,
-            )
+            assert not base.copied
+            image = replace(base, root=root, environment={**base.environment}, copied=[])
         else:
             image = self._base(root)
         for each in stage["Instructions"]:
@@ -214,12 +222,9 @@ class Engine:
         into = image.root / str(Path(image.folder, target)).lstrip("/")
         for source in sources:
             if given["From"]:
-                shutil.copytree(
-                    self.image(given["From"]).root / source.lstrip("/"),
-                    into,
-                    symlinks=True,
-                    dirs_exist_ok=True,
-                )
+                assert not into.exists()
+                into.mkdir(parents=True)
+                image.copied.append((str(self.image(given["From"]).root / source.lstrip("/")), target))
                 continue
             files = [name for name in self._context if name == source or name.startswith(f"{source}/")]
             assert files, f".dockerignore leaves nothing of {source}"
@@ -337,7 +342,7 @@ class Engine:
             if Path(place).exists() and not (place == sys.base_prefix and place.startswith("/usr")):
                 lines += [f"mount --bind {place} {at}{place}", f"mount -o remount,ro,bind {at}{place}"]
         lines += [f"mount --rbind {place} {at}{place}" for place in ("/proc", "/dev")]
-        for source, target, locked in mounts:
+        for source, target, locked in (*((*each, True) for each in image.copied), *mounts):
             lines.append(f"mount --bind {shlex.quote(source)} {at}{shlex.quote(target)}")
             if locked:
                 lines.append(f"mount -o remount,ro,bind {at}{shlex.quote(target)}")

@@ -11,7 +11,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
-from engine import REPOSITORY, engine, needs_namespaces, reader
+from engine import REPOSITORY, engine, needs_namespaces, place, reader
 from prometheus_programs import needs, programs
 
 if sys.version_info < (3, 11):
@@ -306,9 +305,7 @@ def test_tempo_keeps_its_traces_where_its_volume_is_and_listens_where_they_are_s
 def running(read, project):
     """hopwatch as `docker compose up` starts it, from an image that was built as the Dockerfile says."""
     needs_namespaces()
-    # Not pytest's own folder, which is root's alone: who is not root has to get to the images.
-    folder = Path(tempfile.mkdtemp(prefix="hopwatch-engine-"))
-    folder.chmod(0o711)
+    folder = place()
     try:
         with engine(folder, read, project) as made:
             made.start("secrets")

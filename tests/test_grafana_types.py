@@ -10,7 +10,7 @@ import pytest
 
 from dashboard_expressions import FOLDER, dashboards
 
-pytestmark = [pytest.mark.one_python, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.one_python, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def check(tmp_path_factory):
         if path.is_file():
             shutil.copy(path, place)
     install = ["npm", "install", "--no-package-lock", "--ignore-scripts", "--no-audit", "--no-fund"]
-    done = subprocess.run(install, cwd=place, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(install, cwd=place, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
     def found(folder):
@@ -33,7 +33,7 @@ def check(tmp_path_factory):
         )
         done = subprocess.run(
             ["node", "node_modules/typescript/bin/tsc", "--project", ".", "--pretty", "false"],
-            cwd=place, capture_output=True, text=True, timeout=300, check=False,
+            cwd=place, capture_output=True, text=True, timeout=600, check=False,
         )  # fmt: skip
         errors = re.findall(r"^generated/([\w-]+)\.ts\(\d+,\d+\): error (.*)$", done.stdout, re.MULTILINE)
         assert bool(errors) == (done.returncode != 0), done.stdout + done.stderr
