@@ -591,6 +591,8 @@ working_on: Callable[[object], list[Any] | None] | None = None
 """Tells who took items from a queue and has not called `task_done`; set by who instruments queues."""
 seen_holding: Callable[[object, waits.Timers], list[Any] | None] | None = None
 """Tells who holds a lock that nobody noted when it was taken; set by who instruments locks."""
+polling: Callable[[list[Any]], tuple[int, object] | None] | None = None
+"""Tells of a wait whose timeout changes nothing, as `waits.of_task` has it; set by who instruments what polls."""
 explain_deadlock: Callable[[Entry], tuple[dict[str, Any], bool] | None] | None = None
 """Tells of the deadlock that holds a hop up, and whether the hop's own task is part of it; set by who looks for them."""
 
@@ -732,6 +734,7 @@ def look_at(
         timers=shared,
         across=waits.Across(asks, functools.partial(_hop_of, hops)) if asks is not None else None,
         rests_on=rests_on,
+        polling=polling,
     )
 
 

@@ -394,6 +394,10 @@ def _take_over(entry: Entry, parent: Entry | None, task: Any, queue: Any) -> Non
     for below in entry.ledger.below(parent, 64):
         if below.runner is not None and below.runner() is task:
             entry.ledger.move(below, entry)
+    results = a2a_results.of(queue)
+    if results is not None and a2a_results.runs(task, "._run_event_stream"):
+        results.producer = ref(task)
+        current.set(entry)  # it closes the queue afterwards, and ends with that
     events = a2a_events.of(queue)
     if events is not None:
         a2a_events.take_over(events, entry, parent)

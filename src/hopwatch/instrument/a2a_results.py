@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 from asyncio import current_task
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 from weakref import ref
 
 from hopwatch import process as hopwatch_process
-from hopwatch import telemetry
+from hopwatch import telemetry, waits
 from hopwatch.instrument import queues
 from hopwatch.ledger import Note
 from hopwatch.process import current, failed
@@ -27,14 +28,32 @@ if TYPE_CHECKING:
     from hopwatch.instrument import Patches
     from hopwatch.ledger import Entry
 
+_CONSUMER: Final = "a2a.server.events.event_consumer"
 LOOKED_AT: Final = 64
 """Among how many entries below a hop the one of a task is looked for."""
+
+
+class Step:
+    """What stays the same from one event that is taken to the next."""
+
+    __slots__ = ("__weakref__",)
 
 
 class Events:
     """What is known of the events of one `EventQueue`."""
 
-    __slots__ = ("__weakref__", "consumer", "entering", "inside", "processed", "queue", "reader", "stepping")
+    __slots__ = (
+        "__weakref__",
+        "consumer",
+        "entering",
+        "inside",
+        "processed",
+        "producer",
+        "queue",
+        "reader",
+        "stays",
+        "stepping",
+    )
 
     def __init__(self, queue: Any) -> None:
         self.queue = ref(queue)
@@ -48,6 +67,10 @@ class Events:
         """Stands for the one who takes events at present."""
         self.stepping = False
         """Whether that one is about to take an event, and may have it already."""
+        self.producer: Any = None
+        """Weak reference to the task that runs the execution."""
+        self.stays = Step()
+        """Stands for this state of the queue: another one takes its place with each event that is taken."""
         self.consumer: Any = None
         """Weak reference to the task that took the last one."""
 
@@ -66,6 +89,7 @@ class Events:
 
     def take(self) -> Entry | None:
         """The event that was just taken is the oldest one: what it is counted on."""
+        self.stays = Step()
         hop = self.inside.popleft() if self.inside else None
         if hop is not None:
             self.processed.append(hop)
@@ -259,8 +283,7 @@ def reading_on(latest: Callable[[str], Entry | None], name: str) -> Any:
         async def read_on(self: Any, *args: Any, **kwargs: Any) -> Any:
             try:
                 task = current_task()
-                coroutine = task.get_coro() if task is not None else None
-                if getattr(coroutine, "__qualname__", "").endswith(name):
+                if runs(task, name):
                     _move(task, latest(getattr(self.task_manager, "task_id", None) or ""))
             except Exception:  # noqa: BLE001
                 failed("a2a.results.consumer")
@@ -269,6 +292,12 @@ def reading_on(latest: Callable[[str], Entry | None], name: str) -> Any:
         return read_on
 
     return make
+
+
+def runs(task: Any, name: str) -> bool:
+    """Whether a task was made of a method, by the end of its qualified name."""
+    coroutine = task.get_coro() if task is not None else None
+    return str(getattr(coroutine, "__qualname__", "")).endswith(name)
 
 
 def _move(task: Any, execution: Entry | None) -> None:
@@ -315,6 +344,33 @@ def what_they_wait_on(hop: Entry, timers: Any = None) -> tuple[int, list[tuple[d
     return count, told
 
 
+def polling(frames: list[Any]) -> tuple[int, object] | None:
+    """Tell of an `EventConsumer` that asks an empty queue twice a second whether there is an event (`telemetry.polling`).
+
+    A turn of that brings something only if there is an event, the queue is closed, or the execution has failed meanwhile.
+    """
+    module = sys.modules.get(_CONSUMER)
+    if module is None:
+        return None
+    for place in range(len(frames) - 1):
+        frame = frames[place]
+        if frame.name != "consume_all" or frames[place + 1].name != "wait_for":
+            continue
+        if not frame.file.replace("\\", "/").endswith("/a2a/server/events/event_consumer.py"):
+            continue
+        consumer = waits.own(frame, module.EventConsumer)
+        if consumer is None or consumer._exception is not None:  # noqa: SLF001
+            return None
+        events = of(consumer.queue)
+        producer = events.producer() if events is not None and events.producer is not None else None
+        if events is None or events.inside or consumer.queue._is_closed or _inner(consumer.queue.queue).qsize():  # noqa: SLF001
+            return None
+        if producer is not None and (not producer.done() or producer.cancelled()):
+            return place + 1, events.stays
+        return None
+    return None
+
+
 def forget() -> None:
     """Let go of every event, as dropped: from here on nobody watches."""
     for events in list(_busy.values()):
@@ -332,6 +388,7 @@ def instrument_queue(patches: Patches, owner: Any) -> None:
     patches.add(owner, "_hopwatch_results", None)
     if what_they_wait_on not in queues.also_held:
         queues.also_held.append(what_they_wait_on)
+    telemetry.polling = polling
     hopwatch_process.on_tick(look)
 
 
