@@ -129,8 +129,8 @@ async def agent(work=complete, *routes, engine=ENGINES[0], binding="JSONRPC", co
         handler = made(
             agent_executor=executor,
             task_store=InMemoryTaskStore(),
-            push_config_store=configs,
-            push_sender=_sender(http, configs),
+            # 1.0 takes a message without a webhook for one whose webhook has an empty URL, and pushes there.
+            **({"push_config_store": configs, "push_sender": _sender(http, configs)} if routes else {}),
             **({} if OLD else {"agent_card": card}),
         )
         if OLD:
