@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 import hopwatch
-from any_release import BINDINGS, ENGINES, OLD, agent, client, complete, state_of_push, task_of
+from any_release import BINDINGS, ENGINES, OLD, RELEASE, agent, client, complete, state_of_push, task_of
 from exported import cascades, fresh, only_cascade, ours, tree, verdict
 from hopwatch import attributes as names
 from hopwatch import process
@@ -42,10 +42,35 @@ def run(story):
     asyncio.run(asyncio.wait_for(story(), 60))
 
 
-async def over():
-    """Wait until this process has nothing open any more."""
+def left_behind(engine):
+    """What the SDK itself leaves pending for ever of a task that somebody subscribed to, or pushed of: a part of its sentence."""
+    if engine == "active" and RELEASE < (1, 2):
+        return "which has left, to acknowledge 1 event from queue"
+    return None
+
+
+async def over(but=None):
+    """Wait until this process has nothing open any more; or nothing but the end of tasks, which waits for `but` for good.
+
+    Returns whether it is the latter.
+    """
     for _ in range(3000):
-        if not hopwatch.pending():
+        pending = hopwatch.pending()
+        if not pending:
+            return False
+        if (
+            but is not None
+            and {each.name for each in pending} == {"delivery of the last events"}
+            and all(but in each.waits_on["what"] and each.waits_on["moves"] is False for each in pending)
+        ):
+            return True
+        await asyncio.sleep(0.01)
+    raise AssertionError(hopwatch.pending())
+
+
+async def until(found):
+    for _ in range(3000):
+        if found():
             return
         await asyncio.sleep(0.01)
     raise AssertionError(hopwatch.pending())
@@ -232,7 +257,8 @@ def test_a_second_message_to_a_task_is_a_cascade_of_its_own_with_a_link_to_the_f
             context = there.executor.contexts[0].context_id
             (second,) = await peer.send("blue", task=task, context=context, webhook=f"{there.url}/hook")
             assert task_of(second) == (task, "TASK_STATE_COMPLETED")
-            await over()
+            if await over(left_behind(engine)):
+                return
         assert pushed[-1] == "TASK_STATE_COMPLETED"
         found = sorted(cascades().values(), key=lambda hops: min(each.started for each in hops.values()))
         assert len(found) == 2
@@ -279,6 +305,13 @@ def test_a_task_that_is_cancelled_leaves_nothing_behind(engine):
             (answer,) = await peer.send(now=True)
             await asyncio.wait_for(started.wait(), 30)
             await peer.cancel_task(task_of(answer)[0])
+            if RELEASE < (0, 3, 26):
+                # 0.3.22 looks for events of it for ever: nobody closes its queue.
+                await until(lambda: [each.kind for each in hopwatch.pending()] == ["execution", "task"])
+                (left,) = [each for each in hopwatch.pending() if each.kind == "task"]
+                assert left.name == "ResultAggregator._continue_consuming"
+                assert left.waits_on["moves"] is False
+                return
             await over()
         found = cascades()
         outcomes = {
@@ -314,7 +347,8 @@ def test_a_subscriber_who_reads_to_the_end_is_two_hops_of_its_own(engine):
                 await asyncio.wait_for(subscribed.wait(), 30)
             go_on.set()
             await asyncio.wait_for(reading, 30)
-            await over()
+            if await over(left_behind(engine)):
+                return
         assert count(*cascades().values()) == {"send": 2, "request": 2, "execution": 1}
 
     run(story)

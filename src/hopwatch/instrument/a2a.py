@@ -500,6 +500,9 @@ def _open_push(client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> En
         if entry is not None:
             if task_id:
                 entry.set(names.A2A_TASK_ID, task_id)
+            if not url.netloc and not str(getattr(client, "base_url", "")):
+                # 1.0 pushes to an empty URL where a message names no webhook: that reaches nobody.
+                entry.set(names.PEER, "refused")
             if client is not None:
                 entry.instance_of = http_client.Target(client, info.url)
     except Exception:  # noqa: BLE001
