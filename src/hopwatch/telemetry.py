@@ -691,11 +691,21 @@ def of_entry(
         if isinstance(entry, Note)
         else entry.origin[0].co_filename
         if entry.origin
-        else None
+        else _made_in(task)
     )
     ledger = entry.parent.ledger if isinstance(entry, Note) else entry.ledger
     wait = look_at(task, ledger=ledger, made_in=made_in, timers=timers, rests_on=rests_on)
     return wait.as_dict(), wait.moves
+
+
+def _made_in(task: Any) -> str | None:
+    """The file that made a task, by its note, which is a done callback of it."""
+    for callback in getattr(task, "_callbacks", None) or ():
+        note = callback[0] if type(callback) is tuple else None
+        if isinstance(note, Note):
+            code = note.code
+            return str(code.co_filename)
+    return None
 
 
 def look_at(

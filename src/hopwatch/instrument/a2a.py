@@ -396,7 +396,7 @@ def _take_over(entry: Entry, parent: Entry | None, task: Any, queue: Any) -> Non
             entry.ledger.move(below, entry)
     results = a2a_results.of(queue)
     if results is not None and a2a_results.runs(task, "._run_event_stream"):
-        results.producer = ref(task)
+        results.producer, results.execution = ref(task), ref(entry)
         current.set(entry)  # it closes the queue afterwards, and ends with that
     events = a2a_events.of(queue)
     if events is not None:
@@ -587,7 +587,6 @@ class A2AInstrumentor(BaseInstrumentor):  # type: ignore[misc]
             "results_task_done": a2a_results.acknowledging,
             "results_close": a2a_results.closing,
             "results_consume": a2a_results.consuming,
-            "results_read_on": a2a_results.reading_on(latest_execution, f"ResultAggregator.{name}"),
             "events_enqueue": a2a_events.enqueueing,
             "events_consumer": a2a_events.running_consumer,
             "events_process": a2a_events.processing,

@@ -9,6 +9,7 @@ comes for the next one. A task that reads on after the answer counts on the exec
 from __future__ import annotations
 
 import functools
+import json
 import os
 import sys
 from asyncio import current_task
@@ -16,6 +17,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 from weakref import ref
 
+from hopwatch import attributes as names
 from hopwatch import process as hopwatch_process
 from hopwatch import telemetry, waits
 from hopwatch.instrument import queues
@@ -23,8 +25,6 @@ from hopwatch.ledger import Note
 from hopwatch.process import current, failed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from hopwatch.instrument import Patches
     from hopwatch.ledger import Entry
 
@@ -46,11 +46,13 @@ class Events:
         "__weakref__",
         "consumer",
         "entering",
+        "execution",
         "inside",
         "processed",
         "producer",
         "queue",
         "reader",
+        "reading_on",
         "stays",
         "stepping",
     )
@@ -69,6 +71,10 @@ class Events:
         """Whether that one is about to take an event, and may have it already."""
         self.producer: Any = None
         """Weak reference to the task that runs the execution."""
+        self.execution: Any = None
+        """Weak reference to its hop."""
+        self.reading_on: Any = None
+        """Weak reference to the entry of the task that reads on after the answer."""
         self.stays = Step()
         """Stands for this state of the queue: another one takes its place with each event that is taken."""
         self.consumer: Any = None
@@ -243,7 +249,12 @@ def consuming(original: Any) -> Any:
             while True:
                 events.reader, events.stepping = reading, True
                 task = current_task()
-                events.consumer = ref(task) if task is not None else None
+                if events.consumer is None or events.consumer() is not task:
+                    events.consumer = ref(task) if task is not None else None
+                    try:
+                        _read_on(task, events)
+                    except Exception:  # noqa: BLE001
+                        failed("a2a.results.consumer")
                 try:
                     event = await stream.__anext__()
                 except StopAsyncIteration:
@@ -275,42 +286,29 @@ def consuming(original: Any) -> Any:
     return consume_all
 
 
-def reading_on(latest: Callable[[str], Entry | None], name: str) -> Any:
-    """`_continue_consuming`, or `consume_all` in a task of its own: it reads for the execution, and no request waits for it."""
-
-    def make(original: Any) -> Any:
-        @functools.wraps(original)
-        async def read_on(self: Any, *args: Any, **kwargs: Any) -> Any:
-            try:
-                task = current_task()
-                if runs(task, name):
-                    _move(task, latest(getattr(self.task_manager, "task_id", None) or ""))
-            except Exception:  # noqa: BLE001
-                failed("a2a.results.consumer")
-            return await original(self, *args, **kwargs)
-
-        return read_on
-
-    return make
-
-
 def runs(task: Any, name: str) -> bool:
     """Whether a task was made of a method, by the end of its qualified name."""
     coroutine = task.get_coro() if task is not None else None
     return str(getattr(coroutine, "__qualname__", "")).endswith(name)
 
 
-def _move(task: Any, execution: Entry | None) -> None:
-    """Count a task that reads the events of an execution on it, and let it work for it."""
+def _read_on(task: Any, events: Events) -> None:
+    """A task of its own reads on: it counts on the execution, and works for it, and no request waits for it."""
+    if not (runs(task, "ResultAggregator._continue_consuming") or runs(task, "ResultAggregator.consume_all")):
+        return
     hop = current.get()
-    if execution is None or execution.closed or hop is None or hop is execution or hop.ledger is not execution.ledger:
+    execution = events.execution() if events.execution is not None else None
+    if execution is None or execution.closed or hop is None or hop is execution:
         return
     ledger = hop.ledger
+    if ledger is not execution.ledger:
+        return
     for below in ledger.below(hop, LOOKED_AT):
         if below.runner is not None and below.runner() is task:
             entry = ledger.promote(below) if isinstance(below, Note) else below
             entry.quiet = True
             ledger.move(entry, execution)
+            events.reading_on = ref(entry)
             current.set(execution)
             return
 
@@ -339,6 +337,10 @@ def what_they_wait_on(hop: Entry, timers: Any = None) -> tuple[int, list[tuple[d
             told.append(({"kind": "unknown", "what": "an event that nobody reads", "moves": True}, True))
             continue
         wait = telemetry.look_at(task, timers=timers)
+        entry = events.reading_on() if events.reading_on is not None else None
+        if entry is not None and wait.file is not None:
+            # Where it is collected, its coroutine may be closed already and tell nothing any more.
+            entry.set(names.HOP_WAITS, json.dumps(wait.as_dict(), ensure_ascii=False))
         what = f"the SDK's consumer, with {mine} events not stored: {wait.what}"
         told.append(({**wait.as_dict(), "what": what}, wait.moves))
     return count, told

@@ -86,7 +86,6 @@ _COMPAT: Final = "a2a.compat.v0_3"
 _HANDLERS: Final = "a2a.server.request_handlers"
 _EVENTS: Final = "a2a.server.events"
 _ACTIVE: Final = "a2a.server.agent_execution.active_task"
-_AGGREGATOR: Final = "a2a.server.tasks.result_aggregator"
 
 
 def _results_queue(owner: str, since: Release = FIRST, before: Release = ENDLESS) -> tuple[Seam, ...]:
@@ -117,8 +116,6 @@ SEAMS: Final[tuple[Seam, ...]] = (
     *_results_queue("EventQueue", before=V1),
     *_results_queue("EventQueueLegacy", V1),
     Seam("execution", f"{_EVENTS}.event_consumer", "EventConsumer", "consume_all", "results_consume"),
-    Seam("execution", _AGGREGATOR, "ResultAggregator", "_continue_consuming", "results_read_on"),
-    Seam("execution", _AGGREGATOR, "ResultAggregator", "consume_all", "results_read_on"),
     # The same for the engine of 1.x.
     Seam("execution", _ACTIVE, "ActiveTask", "__init__", "active_task", V1),
     Seam("execution", _ACTIVE, "ActiveTask", "_run_consumer", "events_consumer", V1),

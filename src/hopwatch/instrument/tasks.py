@@ -427,6 +427,8 @@ def _bury(noted: Note | Entry, waiting: dict[str, Any] | None) -> None:
         waiting = (
             hop.told
         )  # in a cyclic collection the coroutine is often closed before asyncio tells of the task
+    if not (waiting and waiting.get("file")) and names.HOP_WAITS in (entry.attributes or {}):
+        waiting = json.loads(entry.attributes[names.HOP_WAITS])  # type: ignore[index]
     set_location(entry)
     what = "; it awaited " + _phrase(waiting) if waiting else ""
     reason = f"the task was destroyed while pending, for nothing kept a reference to it{what}"
