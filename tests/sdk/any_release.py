@@ -165,7 +165,9 @@ class Client:
 
     async def send(self, text="do it", *, task="", context="", webhook=None, now=False):
         """Send a message; `now` asks for an answer before the work is over."""
-        return [each async for each in self.stream(text, task=task, context=context, webhook=webhook, now=now)]
+        return [
+            each async for each in self.stream(text, task=task, context=context, webhook=webhook, now=now)
+        ]
 
     async def stream(self, text="do it", *, task="", context="", webhook=None, now=False):
         if OLD:

@@ -5,11 +5,11 @@ import contextlib
 from collections import Counter
 
 import pytest
+from any_release import BINDINGS, ENGINES, OLD, RELEASE, agent, client, complete, state_of_push, task_of
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 import hopwatch
-from any_release import BINDINGS, ENGINES, OLD, RELEASE, agent, client, complete, state_of_push, task_of
 from exported import cascades, fresh, only_cascade, ours, tree, verdict
 from hopwatch import attributes as names
 from hopwatch import process
@@ -80,7 +80,9 @@ def count(*found):
     """How many hops of each kind there are, with the names of those that need not be there."""
     kinds = ("send", "request", "execution", "push", "webhook")
     return Counter(
-        each.kind if each.kind in kinds else f"{each.kind} {each.name} ({each.location}, {each.attributes.get('hopwatch.hop.waits')})"
+        each.kind
+        if each.kind in kinds
+        else f"{each.kind} {each.name} ({each.location}, {each.attributes.get('hopwatch.hop.waits')})"
         for hops in found
         for each in hops.values()
     )
@@ -159,7 +161,10 @@ def test_what_is_answered_at_once_is_three_hops_however_long_it_takes_and_each_p
             await go_on.wait()
             await complete(updater)
 
-        async with agent(work, route, engine=engine, binding=binding) as there, client(there.url, binding=binding) as peer:
+        async with (
+            agent(work, route, engine=engine, binding=binding) as there,
+            client(there.url, binding=binding) as peer,
+        ):
             (answer,) = await peer.send(webhook=f"{there.url}/hook", now=True)
             assert task_of(answer)[1] != "TASK_STATE_COMPLETED"
             # Longer than what is invisible may take before it is shown: nothing of this is.
@@ -206,7 +211,9 @@ def test_work_that_hangs_holds_its_execution_and_nothing_of_it_moves(engine, now
                 assert "request" not in left
             else:
                 # It has not been answered. That the SDK of 0.3 looks for events twice a second brings no answer.
-                assert (left["request"]["kind"], left["request"]["moves"]) == ("queue_get", False), left["request"]
+                assert (left["request"]["kind"], left["request"]["moves"]) == ("queue_get", False), left[
+                    "request"
+                ]
             never.set_result(None)
             await asking
             await over()
@@ -275,7 +282,11 @@ def test_a_second_message_to_a_task_is_a_cascade_of_its_own_with_a_link_to_the_f
             "TASK_STATE_COMPLETED",
         )
         states = [
-            [each.task_state for each in sorted(hops.values(), key=lambda each: each.started) if each.kind == "push"][-1]
+            [
+                each.task_state
+                for each in sorted(hops.values(), key=lambda each: each.started)
+                if each.kind == "push"
+            ][-1]
             for hops in found
         ]
         assert states == ["TASK_STATE_INPUT_REQUIRED", "TASK_STATE_COMPLETED"]
@@ -333,7 +344,11 @@ def test_a_subscriber_who_reads_to_the_end_is_two_hops_of_its_own(engine):
             await go_on.wait()
             await complete(updater)
 
-        async with agent(work, engine=engine) as there, client(there.url, streaming=True) as peer, client(there.url) as other:
+        async with (
+            agent(work, engine=engine) as there,
+            client(there.url, streaming=True) as peer,
+            client(there.url) as other,
+        ):
             (answer,) = await other.send(now=True)
 
             async def read():

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-
 from any_release import OLD, RELEASE
+
 from hopwatch.demo.run import Cast, agent_environment, launcher, start_collector
 
 PROGRAM = Path(__file__).with_name("failing_agent.py")
@@ -63,7 +63,10 @@ def _environment(folder):
     return {**os.environ, "HOPWATCH_BLACKBOX": str(folder / "blackbox"), "PYTHONUNBUFFERED": "1"}
 
 
-@pytest.mark.skipif(not (0, 3, 22) <= RELEASE < (0, 3, 25), reason="ci: may be skipped: only releases below 0.3.25 forget the task")
+@pytest.mark.skipif(
+    not (0, 3, 22) <= RELEASE < (0, 3, 25),
+    reason="ci: may be skipped: only releases below 0.3.25 forget the task",
+)
 def test_the_task_that_reads_on_is_forgotten_and_the_cascade_is_broken_with_where_it_was_made(tmp_path):
     with played("forgotten", tmp_path) as judged:
         cascade = judged("broken")
@@ -93,7 +96,11 @@ def test_a_subscriber_that_stalls_keeps_the_producer_in_close_and_both_are_named
         cascade = judged("stalled")
         (ran,) = [hop for hop in cascade["hops"] if hop["kind"] == "execution"]
         assert ran["task_state"] == "TASK_STATE_COMPLETED"
-        wanted = ("subscriber 'tail'", "undelivered event", f"until then 'producer:{ran['task_id']}' cannot close its queues")
+        wanted = (
+            "subscriber 'tail'",
+            "undelivered event",
+            f"until then 'producer:{ran['task_id']}' cannot close its queues",
+        )
         assert [each for each in wanted if each not in cascade["reason"]] == []
         print(cascade["reason"])
 
@@ -104,7 +111,10 @@ def test_a_subscriber_that_reads_to_the_end_settles_or_leaves_the_producer_in_cl
         cascade = judged("stalled" if RELEASE < (1, 2) else "settled")
         if cascade["verdict"] == "stalled":
             (ran,) = [hop for hop in cascade["hops"] if hop["kind"] == "execution"]
-            wanted = ("which has left, to acknowledge 1 event", f"'producer:{ran['task_id']}' cannot close its queues")
+            wanted = (
+                "which has left, to acknowledge 1 event",
+                f"'producer:{ran['task_id']}' cannot close its queues",
+            )
             assert [each for each in wanted if each not in cascade["reason"]] == []
         print(cascade["reason"])
 

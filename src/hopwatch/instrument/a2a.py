@@ -513,6 +513,9 @@ def _open_push(client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> En
 # The instrumentor ------------------------------------------------------------------------------------------------
 
 
+_WRAPPERS: Final = {**a2a_events.WRAPPERS, **a2a_results.WRAPPERS, **a2a_streams.WRAPPERS}
+
+
 class A2AInstrumentor(BaseInstrumentor):  # type: ignore[misc]
     """Makes hops of what the A2A SDK sends, serves, executes and pushes, and of the webhooks that take its pushes.
 
@@ -531,9 +534,10 @@ class A2AInstrumentor(BaseInstrumentor):  # type: ignore[misc]
             for name, hook in (
                 ("httpx", lambda module: http_client.instrument(self._patches, module)),
                 ("starlette.applications", lambda module: asgi.instrument(self._patches, module)),
-                *((name, functools.partial(self._module, name)) for name in a2a_seams.modules()),
             ):
                 self._patches.when_imported(name, hook)
+            for name in a2a_seams.modules():
+                self._patches.when_imported(name, functools.partial(self._module, name))
         except Exception:  # noqa: BLE001 - the launcher would switch every instrumentation off
             failed("a2a.instrument")
 
@@ -582,26 +586,15 @@ class A2AInstrumentor(BaseInstrumentor):  # type: ignore[misc]
             return patches.wrap(owner, name, a2a_results.making)
         if seam.use == "active_task":
             return patches.wrap(owner, name, _made_active_task)
-        make = {
-            "results_enqueue": a2a_results.enqueueing,
-            "results_task_done": a2a_results.acknowledging,
-            "results_close": a2a_results.closing,
-            "results_consume": a2a_results.consuming,
-            "events_enqueue": a2a_events.enqueueing,
-            "events_consumer": a2a_events.running_consumer,
-            "events_process": a2a_events.processing,
-            "events_dequeue": a2a_events.dequeueing,
-            "events_task_done": a2a_events.acknowledging,
-            "streams_tap": a2a_streams.tapping,
-            "streams_leave": a2a_streams.leaving,
-        }[seam.use]
         if seam.use == "events_enqueue":
             a2a_events.instrument_queue(patches, owner)
         elif seam.use == "streams_tap":
             a2a_streams.instrument(patches, owner)
-        return patches.replace(owner, name, make)
+        return patches.replace(owner, name, _WRAPPERS[seam.use])
 
-    def _made_handler(self, wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _made_handler(
+        self, wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         result = wrapped(*args, **kwargs)
         try:
             self._executor(instance.agent_executor)

@@ -14,7 +14,7 @@ import functools
 import os
 from collections import deque
 from time import time_ns
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from weakref import ref
 
 from hopwatch import process as hopwatch_process
@@ -155,7 +155,7 @@ def take_over(events: Events, execution: Entry, parent: Entry) -> None:
         queues.moved_to(_inner(active._request_queue), parent, execution)  # noqa: SLF001
 
 
-def enqueueing(original: Any) -> Any:
+def _enqueueing(original: Any) -> Any:
     """`EventQueueSource.enqueue_event`."""
 
     @functools.wraps(original)
@@ -190,7 +190,7 @@ def enqueueing(original: Any) -> Any:
     return enqueue_event
 
 
-def processing(original: Any) -> Any:
+def _processing(original: Any) -> Any:
     """`EventConsumer._process_event`, of 1.1 and later."""
 
     @functools.wraps(original)
@@ -226,7 +226,7 @@ def processing(original: Any) -> Any:
     return _process_event
 
 
-def dequeueing(original: Any) -> Any:
+def _dequeueing(original: Any) -> Any:
     """`EventQueueSource.dequeue_event`, of 1.0: its consumer is at an event from here until `task_done`."""
 
     @functools.wraps(original)
@@ -247,7 +247,7 @@ def dequeueing(original: Any) -> Any:
     return dequeue_event
 
 
-def acknowledging(original: Any) -> Any:
+def _acknowledging(original: Any) -> Any:
     """`EventQueueSource.task_done`, of 1.0."""
 
     @functools.wraps(original)
@@ -271,7 +271,7 @@ WAITS_A_TICK = 256
 """How many waits of events are measured between two looks."""
 
 
-def running_consumer(original: Any) -> Any:
+def _running_consumer(original: Any) -> Any:
     """`ActiveTask._run_consumer`."""
 
     @functools.wraps(original)
@@ -298,6 +298,16 @@ def look(_: int) -> None:
         runner = completion.runner if completion is not None else None
         if (runner is not None and runner() is None) or (active is None and events.source() is None):
             events.end("abandoned", "the SDK's consumer of its events was destroyed")
+
+
+WRAPPERS: Final = {
+    "events_enqueue": _enqueueing,
+    "events_consumer": _running_consumer,
+    "events_process": _processing,
+    "events_dequeue": _dequeueing,
+    "events_task_done": _acknowledging,
+}
+"""What stands for each seam, by its `use` in the table of `a2a_seams`."""
 
 
 def forget() -> None:

@@ -19,10 +19,11 @@ from weakref import ref
 
 from hopwatch import attributes as names
 from hopwatch import process as hopwatch_process
-from hopwatch import telemetry, waits
+from hopwatch import telemetry
 from hopwatch.instrument import queues
 from hopwatch.ledger import Note
 from hopwatch.process import current, failed
+from hopwatch.waits.chain import own
 
 if TYPE_CHECKING:
     from hopwatch.instrument import Patches
@@ -166,7 +167,7 @@ def making(wrapped: Any, queue: Any, args: tuple[Any, ...], kwargs: dict[str, An
     return result
 
 
-def enqueueing(original: Any) -> Any:
+def _enqueueing(original: Any) -> Any:
     """`enqueue_event` of a queue."""
 
     @functools.wraps(original)
@@ -199,7 +200,7 @@ def _lose(hop: Entry | None) -> None:
         hop.ledger.lose(hop)
 
 
-def acknowledging(original: Any) -> Any:
+def _acknowledging(original: Any) -> Any:
     """`task_done` of a queue: whoever reads it otherwise than by an `EventConsumer` is through with the event."""
 
     @functools.wraps(original)
@@ -213,7 +214,7 @@ def acknowledging(original: Any) -> Any:
     return task_done
 
 
-def closing(original: Any) -> Any:
+def _closing(original: Any) -> Any:
     """`close` of a queue, which may throw away what is in it."""
 
     @functools.wraps(original)
@@ -228,7 +229,7 @@ def closing(original: Any) -> Any:
     return close
 
 
-def consuming(original: Any) -> Any:
+def _consuming(original: Any) -> Any:
     """`EventConsumer.consume_all`: what it yields is worked off when the next one is asked for."""
 
     @functools.wraps(original)
@@ -265,7 +266,9 @@ def consuming(original: Any) -> Any:
                 hop = events.take()
                 before = current.get()
                 # Who is in the middle of a request works for that, whatever it takes.
-                adopted = hop is not None and before is not hop and (before is None or before.kind == "execution")
+                adopted = (
+                    hop is not None and before is not hop and (before is None or before.kind == "execution")
+                )
                 if adopted:
                     current.set(hop)
                 yield event
@@ -360,17 +363,31 @@ def polling(frames: list[Any]) -> tuple[int, object] | None:
             continue
         if not frame.file.replace("\\", "/").endswith("/a2a/server/events/event_consumer.py"):
             continue
-        consumer = waits.own(frame, module.EventConsumer)
+        consumer = own(frame, module.EventConsumer)
         if consumer is None or consumer._exception is not None:  # noqa: SLF001
             return None
         events = of(consumer.queue)
         producer = events.producer() if events is not None and events.producer is not None else None
-        if events is None or events.inside or consumer.queue._is_closed or _inner(consumer.queue.queue).qsize():  # noqa: SLF001
+        if (
+            events is None
+            or events.inside
+            or consumer.queue._is_closed  # noqa: SLF001
+            or _inner(consumer.queue.queue).qsize()
+        ):
             return None
         if producer is not None and (not producer.done() or producer.cancelled()):
             return place + 1, events.stays
         return None
     return None
+
+
+WRAPPERS: Final = {
+    "results_enqueue": _enqueueing,
+    "results_task_done": _acknowledging,
+    "results_close": _closing,
+    "results_consume": _consuming,
+}
+"""What stands for each seam, by its `use` in the table of `a2a_seams`."""
 
 
 def forget() -> None:

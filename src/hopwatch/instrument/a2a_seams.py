@@ -48,13 +48,15 @@ class Seam(NamedTuple):
     def is_due(self, release: Release) -> bool:
         """Whether a release ought to have it; one that is newer than all that are known ought to have what the newest has."""
         # One that is older than all that are tested is wrapped as far as it goes.
-        return not release or (self.since == FIRST or self.since <= release) and release < self.before
+        return not release or ((self.since == FIRST or self.since <= release) and release < self.before)
 
     def __str__(self) -> str:
         return f"{self.module}.{self.owner}.{self.name}"
 
 
-def _transport(module: str, owner: str, subscribe: str, since: Release = FIRST, before: Release = ENDLESS) -> tuple[Seam, ...]:
+def _transport(
+    module: str, owner: str, subscribe: str, since: Release = FIRST, before: Release = ENDLESS
+) -> tuple[Seam, ...]:
     return (
         *(
             Seam("send", module, owner, name, "send", since, before)
@@ -67,7 +69,9 @@ def _transport(module: str, owner: str, subscribe: str, since: Release = FIRST, 
     )
 
 
-def _handler(module: str, owner: str, subscribe: str, since: Release = FIRST, before: Release = ENDLESS) -> tuple[Seam, ...]:
+def _handler(
+    module: str, owner: str, subscribe: str, since: Release = FIRST, before: Release = ENDLESS
+) -> tuple[Seam, ...]:
     return (
         Seam("execution", module, owner, "__init__", "handler", since, before),
         *(
@@ -178,7 +182,9 @@ def _classes(path: Path) -> dict[str, set[str]]:
     except (OSError, SyntaxError, ValueError):
         return {}
     return {
-        node.name: {each.name for each in node.body if isinstance(each, (ast.FunctionDef, ast.AsyncFunctionDef))}
+        node.name: {
+            each.name for each in node.body if isinstance(each, (ast.FunctionDef, ast.AsyncFunctionDef))
+        }
         for node in tree.body
         if isinstance(node, ast.ClassDef)
     }

@@ -11,7 +11,7 @@ import functools
 import os
 import sys
 from asyncio import current_task
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet, ref
 
 from hopwatch import attributes as names
@@ -91,7 +91,7 @@ def look(_: int) -> None:
             entry.set(names.QUEUE_DEPTH, sum(_undelivered(sink) for sink in _sinks(delivery)))
 
 
-def tapping(original: Any) -> Any:
+def _tapping(original: Any) -> Any:
     """`EventQueueSource.tap`: the running task is about to read from the queue that it gets."""
 
     @functools.wraps(original)
@@ -114,7 +114,7 @@ def tapping(original: Any) -> Any:
     return tap
 
 
-def leaving(original: Any) -> Any:
+def _leaving(original: Any) -> Any:
     """`EventQueueSink.close`: at once, it is called by a subscriber that has left."""
 
     @functools.wraps(original)
@@ -207,6 +207,13 @@ def instrument(patches: Patches, owner: Any) -> None:
         patches.add(sink, "_hopwatch_left", False)
     telemetry.explain_event = explain
     hopwatch_process.on_tick(look)
+
+
+WRAPPERS: Final = {
+    "streams_tap": _tapping,
+    "streams_leave": _leaving,
+}
+"""What stands for each seam, by its `use` in the table of `a2a_seams`."""
 
 
 def forget() -> None:

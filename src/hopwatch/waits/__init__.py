@@ -19,7 +19,7 @@ The limits: a future that a library hands to the application to await directly l
 a Python without the GIL nothing here is safe.
 """
 
-from hopwatch.waits.chain import is_application, own
+from hopwatch.waits.chain import is_application
 from hopwatch.waits.facts import Job, Queue, Send
 from hopwatch.waits.graph import Deadlock, Free, Known
 from hopwatch.waits.graph import find as deadlocks
@@ -29,5 +29,5 @@ from hopwatch.waits.wait import Across, Wait
 
 __all__ = [
     "Across", "Deadlock", "Free", "Job", "Known", "Queue", "Send", "Timers", "Wait", "asked", "clock", "deadlocks", "glance",
-    "is_application", "of_task", "own", "when_of", "with_times",
+    "is_application", "of_task", "when_of", "with_times",
 ]  # fmt: skip

@@ -188,7 +188,9 @@ class _Look:
     ) -> None:
         self.polling = polling
         self.harmless: set[int] = set()  # ids of timers of polls, which only have them ask again
-        self.stays: dict[int, Any] = {}  # what of a poll stays the same, by the place of its future in `rests_on`
+        self.stays: dict[
+            int, Any
+        ] = {}  # what of a poll stays the same, by the place of its future in `rests_on`
         self.holder_of = holder_of
         self.working_on = working_on
         self.send_of = send_of
