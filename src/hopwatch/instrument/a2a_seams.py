@@ -6,20 +6,19 @@ missing from the sources of the release that is installed.
 
 from __future__ import annotations
 
-import ast
 import functools
 import re
-from importlib import metadata
-from typing import TYPE_CHECKING, Final, NamedTuple
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from importlib import metadata, util
+from pathlib import Path
+from typing import Final, NamedTuple
 
 DISTRIBUTION: Final = "a2a-sdk"
 Release = tuple[int, ...]
 
 FIRST: Final[Release] = (0, 3, 22)
 """The oldest release that is tested."""
+TESTED: Final = ("0.3.22", "0.3.26", "1.0.0", "1.1.5", "1.2.3", "1.3.0")
+"""The releases that `make matrix` runs the stories of `tests/sdk` with."""
 V1: Final[Release] = (1,)
 ENDLESS: Final[Release] = (1 << 30,)
 
@@ -156,6 +155,13 @@ def installed() -> Release:
         return ()
 
 
+def folder() -> Path | None:
+    """Where the sources of the SDK lie that this Python would import; None where there are none. Nothing is imported."""
+    found = util.find_spec("a2a")
+    places = list(found.submodule_search_locations or ()) if found is not None else []
+    return Path(places[0]).parent if places else None
+
+
 def missing(folder: Path, release: Release) -> list[Seam]:
     """The seams that a release ought to have and has not, read from its sources.
 
@@ -177,6 +183,8 @@ def missing(folder: Path, release: Release) -> list[Seam]:
 
 def _classes(path: Path) -> dict[str, set[str]]:
     """The methods of each class of a file; nothing where it cannot be read."""
+    import ast  # noqa: PLC0415 - an instrumented application needs none
+
     try:
         tree = ast.parse(path.read_bytes())
     except (OSError, SyntaxError, ValueError):
