@@ -4,7 +4,6 @@ Within one release by the SDK's own layer (`compat/v0_3`), and between two real 
 an environment with the other one.
 """
 
-import asyncio
 import os
 import subprocess
 import time
@@ -13,9 +12,9 @@ from pathlib import Path
 import httpx
 import pytest
 from any_release import BINDINGS, ENGINES, OLD, agent, client
-from exported import fresh, only_cascade, tree, verdict
 from test_engines import MESSAGE, hop, instrumented, over, run  # noqa: F401 - a fixture
 
+from exported import fresh, only_cascade, tree, verdict
 from hopwatch import process
 from hopwatch.demo.run import Cast, agent_environment, launcher, start_collector
 
@@ -34,7 +33,9 @@ def empty():
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("binding", BINDINGS)
 @pytest.mark.parametrize("streaming", [False, True], ids=["blocking", "streamed"])
-def test_a_client_that_speaks_the_older_protocol_to_a_newer_server_is_accounted_for_as_any_other(engine, binding, streaming):
+def test_a_client_that_speaks_the_older_protocol_to_a_newer_server_is_accounted_for_as_any_other(
+    engine, binding, streaming
+):
     async def story():
         async with (
             agent(engine=engine, binding=binding, compat=True) as there,
@@ -51,11 +52,15 @@ def test_a_client_that_speaks_the_older_protocol_to_a_newer_server_is_accounted_
 
 
 @pytest.mark.processes
-@pytest.mark.skipif(not OTHER, reason="ci: may be skipped: HOPWATCH_OTHER_SDK names no environment with another release")
+@pytest.mark.skipif(
+    not OTHER, reason="ci: may be skipped: HOPWATCH_OTHER_SDK names no environment with another release"
+)
 @pytest.mark.parametrize("binding", BINDINGS)
 @pytest.mark.parametrize("how", ["blocking", "streamed"])
 @pytest.mark.parametrize("asker", ["other", "this"])
-def test_two_releases_understand_each_other_and_their_cascade_settles_over_both(asker, binding, how, tmp_path):
+def test_two_releases_understand_each_other_and_their_cascade_settles_over_both(
+    asker, binding, how, tmp_path
+):
     here, there = launcher(), [str(Path(OTHER).with_name("opentelemetry-instrument")), OTHER]
     serving, asking = (here, there) if asker == "other" else (there, here)
     cast = Cast(tmp_path)
@@ -99,5 +104,3 @@ def test_two_releases_understand_each_other_and_their_cascade_settles_over_both(
         agent_process.stdin.close()
     finally:
         cast.end()
-
-

@@ -429,14 +429,21 @@ def ps(*, pid: int | None, every: float | None, as_json: bool) -> None:
 
 @hopwatch.command()
 @click.option("--fault", default="none", show_default=True, callback=_fault, help="What goes wrong in it.")
+@click.option(
+    "--sdk",
+    type=click.Choice(["0.3"]),
+    help="Run the agents on a2a-sdk 0.3 (0.3.26), in an environment of their own that is made on first use.",
+)
 @click.option("--hold", is_flag=True, help="Leave agents and collector running until Ctrl-C.")
 @_json("what was planted, what came of it, and the cascade")
 @click.pass_context
-def demo(ctx: click.Context, *, fault: str, hold: bool, as_json: bool) -> None:
+def demo(ctx: click.Context, *, fault: str, sdk: str | None, hold: bool, as_json: bool) -> None:
     """Run three real agents that hand work to each other, with a fault if one is wanted, and watch them."""
     from hopwatch.demo.run import main as demonstrate  # noqa: PLC0415 - only this command needs it
 
-    ctx.exit(demonstrate(fault=fault, json=as_json, hold=hold))
+    if sdk is not None and fault == "leak":
+        raise click.UsageError("the fault leak is one of the engine of a2a-sdk 1.x; leave --sdk out.")
+    ctx.exit(demonstrate(fault=fault, json=as_json, hold=hold, sdk=sdk))
 
 
 @hopwatch.command()

@@ -140,13 +140,35 @@ def free_ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
-def launcher() -> list[str]:
-    """The stock launcher of OpenTelemetry that belongs to this Python."""
-    beside = Path(sys.executable).with_name("opentelemetry-instrument")
+def launcher(python: str = sys.executable) -> list[str]:
+    """The stock launcher of OpenTelemetry that belongs to a Python."""
+    beside = Path(python).with_name("opentelemetry-instrument")
     found = str(beside) if beside.exists() else shutil.which("opentelemetry-instrument")
     if found is None:
         raise DemoError("opentelemetry-instrument is not installed here; install hopwatch[demo]")
-    return [found, sys.executable]
+    return [found, python]
+
+
+def players(sdk: str | None) -> list[str]:
+    """What an agent of the demo is started with, before the name of its program: on the a2a-sdk that is installed, or another one.
+
+    Raises:
+        DemoError: the other one cannot be had.
+    """
+    if sdk is None:
+        return launcher()
+    from hopwatch.demo import older  # noqa: PLC0415 - seldom needed
+
+    try:
+        python = older.python_with(older.RELEASES[sdk])
+    except older.NoEnvironmentError as error:
+        raise DemoError(str(error)) from None
+    return [*launcher(str(python)), str(AGENTS / f"sdk_{sdk.replace('.', '_')}" / "play.py")]
+
+
+def program(run: list[str], name: str) -> str:
+    """The program of an agent, as `run` wants it."""
+    return f"{name}.py" if run[-1].endswith("play.py") else str(AGENTS / f"{name}.py")
 
 
 def agent_environment(name: str, endpoint: str) -> dict[str, str]:
@@ -201,6 +223,7 @@ def start_agents(
     *,
     extra: dict[str, str] | None = None,
     binding: str = "JSONRPC",
+    run: list[str] | None = None,
 ) -> tuple[str, int]:
     """Start worker, planner and frontdesk, and wait until each serves its card.
 
@@ -208,7 +231,7 @@ def start_agents(
         The URL of the frontdesk, and a free port for the user.
     """
     worker, planner, frontdesk, user = free_ports(4)
-    run = launcher()
+    run = run or launcher()
     plan = (
         # With `late` the worker sends another message, to the planner.
         (
@@ -223,7 +246,7 @@ def start_agents(
     for name, port, to, where in plan:
         command = [
             *run,
-            str(AGENTS / f"{name}.py"),
+            program(run, name),
             "--port",
             str(port),
             "--fault",
@@ -339,6 +362,7 @@ def play(
     *,
     hold: Callable[[str], None] | None = None,
     folder: Path,
+    sdk: str | None = None,
 ) -> Outcome:
     """Run the demo with one fault.
 
@@ -347,10 +371,12 @@ def play(
         show: is called with the cascade and what is known so far, at every look.
         hold: is called with the collector's URL at the end, before the processes are ended.
         folder: for logs and the store.
+        sdk: the older a2a-sdk that the agents run on, a key of `older.RELEASES`; by default the one that is installed.
 
     Raises:
         DemoError: something did not start.
     """
+    run = players(sdk)
     planted = FAULTS[fault]
     outcome = Outcome(fault, planted.verdict)
     cast = Cast(folder)
@@ -358,12 +384,12 @@ def play(
     try:
         with slow_server(SLOW_FOR, early) as slow:
             endpoint = start_collector(cast)
-            frontdesk, port = start_agents(cast, fault, endpoint, slow)
+            frontdesk, port = start_agents(cast, fault, endpoint, slow, run=run)
             watch = Watch(endpoint, outcome, show)
             try:
                 cast.start(
                     "user",
-                    [*launcher(), str(AGENTS / "user.py"), "--port", str(port), "--to", frontdesk],
+                    [*run, program(run, "user"), "--port", str(port), "--to", frontdesk],
                     agent_environment("user", endpoint),
                 )
                 if fault == "leak":
@@ -492,7 +518,7 @@ def _worker_and_task(watch: Watch) -> tuple[str, str]:
     return address(cascade) or "", task(cascade) or ""
 
 
-def main(fault: str = "none", *, json: bool = False, hold: bool = False) -> int:
+def main(fault: str = "none", *, json: bool = False, hold: bool = False, sdk: str | None = None) -> int:
     """Run the demo and show it.
 
     Returns:
@@ -504,7 +530,7 @@ def main(fault: str = "none", *, json: bool = False, hold: bool = False) -> int:
     stage = Stage(fault, FAULTS[fault], quiet=json)
     try:
         with stage:
-            outcome = play(fault, stage.show, hold=stage.hold if hold else None, folder=folder)
+            outcome = play(fault, stage.show, hold=stage.hold if hold else None, folder=folder, sdk=sdk)
     except DemoError as error:
         print(f"hopwatch demo: {error}", file=sys.stderr)  # noqa: T201
         print(f"What the processes printed is in {folder}.", file=sys.stderr)  # noqa: T201
