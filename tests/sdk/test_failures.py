@@ -67,7 +67,9 @@ def _environment(folder):
     not (0, 3, 22) <= RELEASE < (0, 3, 25),
     reason="ci: may be skipped: only releases below 0.3.25 forget the task",
 )
-def test_the_task_that_reads_on_is_forgotten_and_the_cascade_is_broken_with_where_it_was_made(tmp_path):
+def test_the_task_that_reads_on_is_forgotten_and_the_cascade_is_broken_with_where_it_was_made(
+    tmp_path, record_property
+):
     with played("forgotten", tmp_path) as judged:
         cascade = judged("broken")
         (lost,) = [hop for hop in cascade["hops"] if hop["outcome"] == "abandoned"]
@@ -78,20 +80,26 @@ def test_the_task_that_reads_on_is_forgotten_and_the_cascade_is_broken_with_wher
         )
         assert f"failing_agent.py:{_line('create_future()')}" in lost["reason"]
         assert lost["reason"] in cascade["reason"]
-        print(cascade["reason"])
+        record_property(
+            f"the task that reads on after the answer waits for a push, and nobody keeps it: {cascade['verdict']}",
+            cascade["reason"],
+        )
 
 
 @pytest.mark.skipif(RELEASE < (0, 3, 25), reason="ci: may be skipped: releases below 0.3.25 forget the task")
-def test_the_task_that_reads_on_is_kept_and_what_it_waits_for_is_told(tmp_path):
+def test_the_task_that_reads_on_is_kept_and_what_it_waits_for_is_told(tmp_path, record_property):
     with played("forgotten", tmp_path) as judged:
         cascade = judged("stalled")
         held = [hop["waits_on"] for hop in cascade["hops"] if hop["id"] in cascade["frontier"]]
         assert f"failing_agent.py:{_line('create_future()')}" in str(held)
-        print(cascade["reason"])
+        record_property(
+            f"the task that reads on after the answer waits for a push, and is kept: {cascade['verdict']}",
+            cascade["reason"],
+        )
 
 
 @pytest.mark.skipif(OLD, reason="ci: may be skipped: 0.3 has another engine")
-def test_a_subscriber_that_stalls_keeps_the_producer_in_close_and_both_are_named(tmp_path):
+def test_a_subscriber_that_stalls_keeps_the_producer_in_close_and_both_are_named(tmp_path, record_property):
     with played("stalls", tmp_path) as judged:
         cascade = judged("stalled")
         (ran,) = [hop for hop in cascade["hops"] if hop["kind"] == "execution"]
@@ -102,11 +110,15 @@ def test_a_subscriber_that_stalls_keeps_the_producer_in_close_and_both_are_named
             f"until then 'producer:{ran['task_id']}' cannot close its queues",
         )
         assert [each for each in wanted if each not in cascade["reason"]] == []
-        print(cascade["reason"])
+        record_property(
+            f"a subscriber does not take the last events: {cascade['verdict']}", cascade["reason"]
+        )
 
 
 @pytest.mark.skipif(OLD, reason="ci: may be skipped: 0.3 has another engine")
-def test_a_subscriber_that_reads_to_the_end_settles_or_leaves_the_producer_in_close_for_ever(tmp_path):
+def test_a_subscriber_that_reads_to_the_end_settles_or_leaves_the_producer_in_close_for_ever(
+    tmp_path, record_property
+):
     with played("reads", tmp_path) as judged:
         cascade = judged("stalled" if RELEASE < (1, 2) else "settled")
         if cascade["verdict"] == "stalled":
@@ -116,7 +128,7 @@ def test_a_subscriber_that_reads_to_the_end_settles_or_leaves_the_producer_in_cl
                 f"'producer:{ran['task_id']}' cannot close its queues",
             )
             assert [each for each in wanted if each not in cascade["reason"]] == []
-        print(cascade["reason"])
+        record_property(f"a subscriber reads to the end: {cascade['verdict']}", cascade["reason"])
 
 
 def _line(text):
