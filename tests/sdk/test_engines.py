@@ -5,7 +5,18 @@ import contextlib
 from collections import Counter
 
 import pytest
-from any_release import BINDINGS, ENGINES, OLD, RELEASE, agent, client, complete, state_of_push, task_of
+from any_release import (
+    BINDINGS,
+    ENGINES,
+    OLD,
+    RELEASE,
+    agent,
+    client,
+    complete,
+    state_of_push,
+    task_of,
+    text_part,
+)
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
@@ -223,10 +234,13 @@ def test_work_that_hangs_holds_its_execution_and_nothing_of_it_moves(engine, now
 
 
 @engines
-def test_an_execution_that_raises_has_failed(engine):
+@pytest.mark.parametrize("unread", [0, 3])
+def test_an_execution_that_raises_has_failed(engine, unread):
     async def story():
         async def work(updater):
             await updater.start_work()
+            for _ in range(unread):  # the SDK of 0.3 stores none of those that it has not read by then
+                await updater.add_artifact([text_part("a piece")])
             raise RuntimeError("no more paper")
 
         async with agent(work, engine=engine) as there, client(there.url) as peer:
@@ -393,5 +407,24 @@ def test_a_caller_who_leaves_in_the_middle_of_a_stream_leaves_the_work_counted(e
         assert hop(hops, "execution").outcome == "finished"
         assert hop(hops, "execution").task_state == "TASK_STATE_COMPLETED"
         assert not any(each.late for each in hops.values())
+
+    run(story)
+
+
+@engines
+def test_with_every_detail_a_push_is_still_the_executions_and_all_of_it_settles(engine, monkeypatch):
+    monkeypatch.setenv("HOPWATCH_DETAIL", "all")
+    fresh()
+
+    async def story():
+        route, pushed = inbox()
+        async with agent(complete, route, engine=engine) as there, client(there.url) as peer:
+            await peer.send(webhook=f"{there.url}/hook", now=True)
+            await over(left_behind(engine))
+        assert pushed[-1] == "TASK_STATE_COMPLETED"
+        hops = only_cascade()
+        assert {"send", "request", "execution", "push", "webhook"} <= {each.kind for each in hops.values()}
+        if left_behind(engine) is None:
+            assert verdict(hops).verdict == "settled"
 
     run(story)

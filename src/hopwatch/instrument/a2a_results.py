@@ -49,6 +49,7 @@ class Events:
         "entering",
         "execution",
         "inside",
+        "over",
         "processed",
         "producer",
         "queue",
@@ -70,6 +71,8 @@ class Events:
         """Stands for the one who takes events at present."""
         self.stepping = False
         """Whether that one is about to take an event, and may have it already."""
+        self.over = False
+        """Whether whoever read has failed: the SDK has nobody read on then, and keeps the queue."""
         self.producer: Any = None
         """Weak reference to the task that runs the execution."""
         self.execution: Any = None
@@ -115,6 +118,12 @@ class Events:
             return
         there = queue.queue.qsize() + self.entering + self.stepping
         while len(self.inside) > there:
+            _let_go(self.inside.popleft())
+
+    def give_up(self) -> None:
+        """Let go of what is inside: the reader has failed, or the execution has, which tells of itself."""
+        self.over = True
+        while self.inside:
             _let_go(self.inside.popleft())
 
     def lose(self, reason: str) -> None:
@@ -173,7 +182,7 @@ def _enqueueing(original: Any) -> Any:
     @functools.wraps(original)
     async def enqueue_event(self: Any, event: Any) -> Any:
         events = of(self)
-        if events is None or self._is_closed:
+        if events is None or events.over or self._is_closed:
             return await original(self, event)
         counted = False
         try:
@@ -244,6 +253,7 @@ def _consuming(original: Any) -> Any:
                 await stream.aclose()
             return
         reading = events.reader = object()
+        events.over = False
         hop: Entry | None = None
         adopted = False
         try:
@@ -260,6 +270,9 @@ def _consuming(original: Any) -> Any:
                     event = await stream.__anext__()
                 except StopAsyncIteration:
                     return
+                except Exception:
+                    events.give_up()
+                    raise
                 finally:
                     if events.reader is reading:
                         events.stepping = False
