@@ -113,12 +113,15 @@ class Events:
 
     def agree(self) -> None:
         """Let go of what is not in the queue any more: it was closed, or read by somebody whom nobody watches."""
-        queue = self.queue()
-        if queue is None:
-            return
-        there = queue.queue.qsize() + self.entering + self.stepping
-        while len(self.inside) > there:
-            _let_go(self.inside.popleft())
+        try:
+            queue = self.queue()
+            if queue is None:
+                return
+            there = queue.queue.qsize() + self.entering + self.stepping
+            while len(self.inside) > there:
+                _let_go(self.inside.popleft())
+        except Exception:  # noqa: BLE001
+            failed("a2a.results.agree")
 
     def give_up(self) -> None:
         """Let go of what is inside: the reader has failed, or the execution has, which tells of itself."""
@@ -150,9 +153,12 @@ _busy: dict[int, Events] = {}
 def _let_go(hop: Entry | None) -> None:
     if hop is None:
         return
-    hop.ledger.unhold(hop)
-    if hop.kind == "event":
-        hop.finish()
+    try:
+        hop.ledger.unhold(hop)
+        if hop.kind == "event":
+            hop.finish()
+    except Exception:  # noqa: BLE001
+        failed("a2a.results.event")
 
 
 def of(queue: Any) -> Events | None:
