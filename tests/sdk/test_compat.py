@@ -69,14 +69,15 @@ def test_two_releases_understand_each_other_and_their_cascade_settles_over_both(
 
         def start(name, command, *arguments):
             environment = {**os.environ, **agent_environment(name, url), "HOPWATCH_BLACKBOX": "off"}
-            found = subprocess.Popen(
-                [*command, str(PROGRAM), *arguments],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=(tmp_path / f"{name}.log").open("w"),
-                text=True,
-                env=environment,
-            )
+            with (tmp_path / f"{name}.log").open("w") as log:
+                found = subprocess.Popen(
+                    [*command, str(PROGRAM), *arguments],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    text=True,
+                    env=environment,
+                )
             cast.processes[name] = found
             return found
 
@@ -86,7 +87,6 @@ def test_two_releases_understand_each_other_and_their_cascade_settles_over_both(
         asked = start("asker", asking, "ask", where, binding, how)
         answer = asked.stdout.readline()
         assert answer, (tmp_path / "asker.log").read_text()
-        asked.stdin.close()
         assert asked.wait(60) == 0, (tmp_path / "asker.log").read_text()
         until = time.monotonic() + 60
         seen = {}
@@ -101,6 +101,8 @@ def test_two_releases_understand_each_other_and_their_cascade_settles_over_both(
             ("agent", "request"),
             ("asker", "send"),
         ]
-        agent_process.stdin.close()
     finally:
+        for each in cast.processes.values():
+            if each.stdin is not None:
+                each.stdin.close()
         cast.end()

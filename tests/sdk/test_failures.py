@@ -54,6 +54,9 @@ def played(story, folder):
             program.stdin.close()
             program.wait(30)
     finally:
+        for each in cast.processes.values():
+            if each.stdin is not None:
+                each.stdin.close()
         cast.end()
 
 
