@@ -3,6 +3,7 @@
     python tests/sdk/matrix.py                     all of it, and docs/compatibility.md anew
     python tests/sdk/matrix.py --thin              what CI runs: 0.3.26 and 1.0.0 on this Python, and nothing is written
     python tests/sdk/matrix.py 1.1.5 --python 3.13 one of it
+    python tests/sdk/matrix.py --again             the table from what the last runs of all of it left, without running anything
 
 Environments are kept in `.venv-sdk-*`. A Python that is not installed here is left out, and said so.
 """
@@ -119,6 +120,14 @@ def play(release, python, other):
     )
     if not report.exists():
         sys.exit(f"a2a-sdk {release}: the stories did not run.\n{done.stdout[-3000:]}\n{done.stderr[-2000:]}")
+    outcomes, said = told(report)
+    if done.returncode not in (0, 1) or "failed" in outcomes.values():
+        print(done.stdout[-6000:])
+    return outcomes, said
+
+
+def told(report):
+    """What a report says came of each test, and what the collector said of the work that was lost."""
     outcomes, said = {}, []
     for case in ET.parse(report).iter("testcase"):
         kinds = {child.tag for child in case}
@@ -126,8 +135,6 @@ def play(release, python, other):
             "failed" if kinds & {"failure", "error"} else "skipped" if "skipped" in kinds else "passed"
         )
         said += [(each.get("name"), each.get("value")) for each in case.iter("property")]
-    if done.returncode not in (0, 1) or "failed" in outcomes.values():
-        print(done.stdout[-6000:])
     return outcomes, said
 
 
@@ -182,6 +189,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("releases", nargs="*")
     parser.add_argument("--python", default="")
+    parser.add_argument("--again", action="store_true", help="the table from the reports that are there")
     parser.add_argument("--thin", action="store_true", help="0.3.26 and 1.0.0, on this Python")
     options = parser.parse_args()
     sys.path.insert(0, str(ROOT / "src"))
@@ -198,6 +206,9 @@ def main():
     whole = not (options.thin or options.releases or options.python)
     results, left_out = {}, []
     for release, version in plan:
+        if options.again:
+            results[release, version] = told(ROOT / f".venv-sdk-{release}-{version}" / "report.xml")
+            continue
         python = sys.executable if version == here else python_of(version)
         if python is None:
             left_out.append(f"Python {version} is not installed here: {release} was not run with it")
