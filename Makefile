@@ -1,7 +1,8 @@
 # make demo [FAULT=hang]   three real agents, watched        make test    the tests
 # make bench               what it costs, as ratios          make lint    formatting, lint, strict types, docstrings
 # make stack               hopwatch with Prometheus, Alertmanager and an OpenTelemetry Collector around it, without containers
-# make matrix              the tests on every Python that is installed here
+# make matrix              the stories of tests/sdk with each release of a2a-sdk; writes docs/compatibility.md
+# make pythons             the tests on every Python that is installed here
 # make storm               200 runs of programs that end in any way at any moment; STORM="--runs 500 --seed 7"
 
 PYTHON ?= python3
@@ -11,9 +12,10 @@ FAULT ?= none
 PYTEST ?= -n auto --maxprocesses 4 --dist worksteal
 STORM ?=
 STACK ?=
+MATRIX ?=
 BIN = $(VENV)/bin
 
-.PHONY: demo stack test storm bench lint format matrix dashboards typecheck clean
+.PHONY: demo stack test storm bench lint format matrix pythons dashboards typecheck clean
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "hopwatch needs Python 3.10 or later; $(PYTHON) is $$($(PYTHON) --version). Name another one: make PYTHON=python3.12 ..."; exit 1; }
@@ -65,7 +67,10 @@ format: $(VENV)/.lint
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-matrix:
+matrix: $(BIN)/python
+	$(BIN)/python tests/sdk/matrix.py $(MATRIX)
+
+pythons:
 	@for version in 3.10 3.11 3.12 3.13 3.14; do \
 	  command -v python$$version >/dev/null || { echo "python$$version is not installed here: not tested"; continue; }; \
 	  python$$version -c '' 2>/dev/null || { echo "python$$version does not run here: not tested"; continue; }; \

@@ -591,6 +591,8 @@ working_on: Callable[[object], list[Any] | None] | None = None
 """Tells who took items from a queue and has not called `task_done`; set by who instruments queues."""
 seen_holding: Callable[[object, waits.Timers], list[Any] | None] | None = None
 """Tells who holds a lock that nobody noted when it was taken; set by who instruments locks."""
+polling: Callable[[list[Any]], tuple[int, object] | None] | None = None
+"""Tells of a wait whose timeout changes nothing, as `waits.of_task` has it; set by who instruments what polls."""
 explain_deadlock: Callable[[Entry], tuple[dict[str, Any], bool] | None] | None = None
 """Tells of the deadlock that holds a hop up, and whether the hop's own task is part of it; set by who looks for them."""
 
@@ -689,11 +691,21 @@ def of_entry(
         if isinstance(entry, Note)
         else entry.origin[0].co_filename
         if entry.origin
-        else None
+        else _made_in(task)
     )
     ledger = entry.parent.ledger if isinstance(entry, Note) else entry.ledger
     wait = look_at(task, ledger=ledger, made_in=made_in, timers=timers, rests_on=rests_on)
     return wait.as_dict(), wait.moves
+
+
+def _made_in(task: Any) -> str | None:
+    """The file that made a task, by its note, which is a done callback of it."""
+    for callback in getattr(task, "_callbacks", None) or ():
+        note = callback[0] if type(callback) is tuple else None
+        if isinstance(note, Note):
+            code = note.code
+            return str(code.co_filename)
+    return None
 
 
 def look_at(
@@ -732,6 +744,7 @@ def look_at(
         timers=shared,
         across=waits.Across(asks, functools.partial(_hop_of, hops)) if asks is not None else None,
         rests_on=rests_on,
+        polling=polling,
     )
 
 

@@ -6,11 +6,13 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from canned_cascades import environment, free_port, hopwatch
 
 from hopwatch.cli.doctor import examine
+from hopwatch.instrument import a2a_seams
 
 INSTALLED = {
     "hopwatch": "0.1.0", "a2a-sdk": "1.3.0", "starlette": "1.0", "httpx": "0.28.1", "opentelemetry-distro": "0.66b1",
@@ -25,12 +27,13 @@ HEALTHY = {
 
 @pytest.fixture
 def look(collector):
-    def look(*, installed=INSTALLED, listening=True, **variables):
+    def look(*, installed=INSTALLED, listening=True, source=lambda: None, **variables):
         return examine(
             {**HEALTHY, **variables},
             collector.url,
             version=installed.get,
             connect=lambda host, port: None if listening else "refused",
+            source=source,
         )
 
     return look
@@ -46,6 +49,27 @@ def grave(findings):
 
 def test_a_healthy_agent_has_no_problem(look):
     assert grave(look()) == []
+
+
+def test_a_release_that_lacks_what_is_wrapped_is_told_of_with_what_it_lacks(look, tmp_path):
+    sources = a2a_seams.folder()
+    for module in a2a_seams.modules():
+        path = Path(*module.split(".")).with_suffix(".py")
+        there = tmp_path / path
+        there.parent.mkdir(parents=True, exist_ok=True)
+        there.write_text(
+            (sources / path).read_text().replace("async def _dispatch_notification", "async def _push")
+            if (sources / path).exists()
+            else ""
+        )
+    assert of(look(source=lambda: sources), "a2a-sdk's seams") == []
+    ((level, text),) = of(
+        look(source=lambda: tmp_path, installed={**INSTALLED, "a2a-sdk": "1.4.0"}), "a2a-sdk's seams"
+    )
+    assert level == "warning"
+    assert "a2a-sdk 1.4.0 lacks 1 of the " in text
+    assert "pushs" not in text
+    assert text.endswith(".BasePushNotificationSender._dispatch_notification")
 
 
 def test_every_problem_and_warning_has_a_remedy(look):
@@ -98,8 +122,10 @@ def test_what_the_environment_gets_wrong_is_told(look, variables, level, subject
     ("installed", "level", "subject"),
     [
         ({"a2a-sdk": None}, "warning", "a2a-sdk"),
-        ({"a2a-sdk": "0.3.22"}, "problem", "a2a-sdk"),
+        ({"a2a-sdk": "0.2.16"}, "problem", "a2a-sdk"),
+        ({"a2a-sdk": "0.3.22"}, "ok", "a2a-sdk"),
         ({"a2a-sdk": "1.9.0rc1"}, "note", "a2a-sdk"),
+        ({"a2a-sdk": "2.0.0"}, "warning", "a2a-sdk"),
         ({"opentelemetry-distro": None}, "problem", "distro"),
         ({"opentelemetry-exporter-otlp-proto-grpc": None}, "problem", "exporter"),
         ({"uvloop": None}, "note", "uvloop"),

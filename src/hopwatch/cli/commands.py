@@ -463,14 +463,23 @@ def ps(*, pid: int | None, every: float | None, as_json: bool) -> None:
     show_default=True,
     help="How the agents hand work to one another.",
 )
+@click.option(
+    "--sdk",
+    type=click.Choice(["0.3"]),
+    help="Run the agents on a2a-sdk 0.3 (0.3.26), in an environment of their own that is made on first use.",
+)
 @click.option("--hold", is_flag=True, help="Leave agents and collector running until Ctrl-C.")
 @_json("what was planted, what came of it, and the cascade")
 @click.pass_context
-def demo(ctx: click.Context, *, fault: str, binding: str, hold: bool, as_json: bool) -> None:
+def demo(ctx: click.Context, *, fault: str, binding: str, sdk: str | None, hold: bool, as_json: bool) -> None:
     """Run three real agents that hand work to each other, with a fault if one is wanted, and watch them."""
     from hopwatch.demo.run import main as demonstrate  # noqa: PLC0415 - only this command needs it
 
-    ctx.exit(demonstrate(fault=fault, json=as_json, hold=hold, binding=binding))
+    if sdk is not None and fault == "leak":
+        raise click.UsageError("the fault leak is one of the engine of a2a-sdk 1.x; leave --sdk out.")
+    if sdk is not None and binding == "grpc":
+        raise click.UsageError("the agents on a2a-sdk 0.3 do not speak gRPC; leave --sdk out.")
+    ctx.exit(demonstrate(fault=fault, json=as_json, hold=hold, sdk=sdk, binding=binding))
 
 
 @hopwatch.command()

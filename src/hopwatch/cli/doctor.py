@@ -25,6 +25,7 @@ from hopwatch.tokens import sent_by_exporter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from rich.console import RenderableType
 
@@ -40,7 +41,9 @@ _STYLES: Final[dict[Level, str]] = {
 }
 _GROUP: Final = "opentelemetry_instrumentor"
 _OURS: Final = ("hopwatch_asyncio", "hopwatch_a2a")
-_TESTED: Final = "1.3.0"
+_HOPS: Final = {"send": "sends", "request": "requests", "execution": "executions", "push": "pushes"}
+_LISTED: Final = 8
+"""How many methods are named that a library lacks."""
 _LIBRARIES: Final = ("starlette", "fastapi", "httpx", "uvloop")
 _EXPORTERS: Final = {
     "grpc": ("opentelemetry-exporter-otlp-proto-grpc", 4317),
@@ -81,6 +84,7 @@ def examine(
     *,
     version: Callable[[str], str | None] = installed_version,
     connect: Callable[[str, int], str | None] | None = None,
+    source: Callable[[], Path | None] | None = None,
 ) -> list[Finding]:
     """Look at everything.
 
@@ -89,6 +93,7 @@ def examine(
         url: the collector that the other commands would ask.
         token: what they would bring.
         version: of an installed distribution, or None.
+        source: tells where the sources of a2a-sdk lie; by default those that this Python would import.
         connect: tries a host and a port; None if somebody listens there, else why not.
 
     Returns:
@@ -103,7 +108,7 @@ def examine(
             f"hopwatch {version('hopwatch') or '(not installed)'} on Python {platform.python_version()}",
         )
     ]
-    out.extend(_libraries(version))
+    out.extend(_libraries(version, source or _sdk_folder))
     out.extend(_instrumentors(environment))
     out.extend(_settings(environment))
     out.extend(_sdk(environment, version))
@@ -120,24 +125,14 @@ def examine(
 # What is there ---------------------------------------------------------------------------------------------------
 
 
-def _libraries(version: Callable[[str], str | None]) -> Iterator[Finding]:
-    sdk = version("a2a-sdk")
-    if sdk is None:
-        yield Finding(
-            "warning", "a2a-sdk", "a2a-sdk is not installed in this Python, so no agent of it can be instrumented",
-            "run `hopwatch doctor` with the Python that runs your agents, or install a2a-sdk 1.x there",
-        )  # fmt: skip
-    elif _major(sdk) != 1:
-        yield Finding(
-            "problem", "a2a-sdk", f"a2a-sdk {plain(sdk)} is not supported: 1.x is, and {_TESTED} is tested",
-            "install a2a-sdk 1.x, for example: pip install 'a2a-sdk>=1.3,<2'",
-        )  # fmt: skip
-    elif sdk == _TESTED:
-        yield Finding("ok", "a2a-sdk", f"a2a-sdk {sdk}, the version that is tested")
-    else:
-        yield Finding(
-            "note", "a2a-sdk", f"a2a-sdk {plain(sdk)} is supported, as every 1.x; {_TESTED} is tested"
-        )
+def _sdk_folder() -> Path | None:
+    from hopwatch.instrument import a2a_seams  # noqa: PLC0415 - as below
+
+    return a2a_seams.folder()
+
+
+def _libraries(version: Callable[[str], str | None], source: Callable[[], Path | None]) -> Iterator[Finding]:
+    yield from _a2a_sdk(version("a2a-sdk"), source)
     for library in _LIBRARIES:
         found = version(library)
         yield Finding(
@@ -145,6 +140,42 @@ def _libraries(version: Callable[[str], str | None]) -> Iterator[Finding]:
             library,
             f"{library} {plain(found)}" if found else f"{library} is not installed",
         )
+
+
+def _a2a_sdk(sdk: str | None, source: Callable[[], Path | None]) -> Iterator[Finding]:
+    from hopwatch.instrument import a2a_seams  # noqa: PLC0415 - the agent's side: only its table is needed
+
+    tested = ", ".join(a2a_seams.TESTED)
+    if sdk is None:
+        yield Finding(
+            "warning", "a2a-sdk", "a2a-sdk is not installed in this Python, so no agent of it can be instrumented",
+            "run `hopwatch doctor` with the Python that runs your agents, or install a2a-sdk there",
+        )  # fmt: skip
+        return
+    release = a2a_seams.release_of(sdk)
+    if not (0, 3) <= release < (2,):
+        yield Finding(
+            "problem" if release < (0, 3) else "warning", "a2a-sdk",
+            f"a2a-sdk {plain(sdk)} is {'too old' if release < (0, 3) else 'newer than all that is known'}: tested are {tested}",
+            "install a2a-sdk 0.3.22 or later, for example: pip install 'a2a-sdk>=1.3,<2'",
+        )  # fmt: skip
+    elif sdk in a2a_seams.TESTED:
+        yield Finding("ok", "a2a-sdk", f"a2a-sdk {sdk}, a version that is tested")
+    else:
+        yield Finding(
+            "note", "a2a-sdk", f"a2a-sdk {plain(sdk)} is supported, and not tested: tested are {tested}"
+        )
+    where = source()
+    lacking = a2a_seams.missing(where, release) if where is not None else []
+    if lacking:
+        hops = ", ".join(dict.fromkeys(_HOPS[seam.hop] for seam in lacking))
+        yield Finding(
+            "warning", "a2a-sdk's seams",
+            f"a2a-sdk {plain(sdk)} lacks {len(lacking)} of the {sum(seam.is_due(release) for seam in a2a_seams.SEAMS)} methods"
+            f" that hopwatch wraps, so {hops} are accounted for in part: {', '.join(map(str, lacking[:_LISTED]))}"
+            + (" ..." if len(lacking) > _LISTED else ""),
+            f"use a release that is tested ({tested}), or a newer hopwatch",
+        )  # fmt: skip
 
 
 def _instrumentors(environment: Mapping[str, str]) -> Iterator[Finding]:

@@ -148,13 +148,35 @@ def free_ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
-def launcher() -> list[str]:
-    """The stock launcher of OpenTelemetry that belongs to this Python."""
-    beside = Path(sys.executable).with_name("opentelemetry-instrument")
+def launcher(python: str = sys.executable) -> list[str]:
+    """The stock launcher of OpenTelemetry that belongs to a Python."""
+    beside = Path(python).with_name("opentelemetry-instrument")
     found = str(beside) if beside.exists() else shutil.which("opentelemetry-instrument")
     if found is None:
         raise DemoError("opentelemetry-instrument is not installed here; install hopwatch[demo]")
-    return [found, sys.executable]
+    return [found, python]
+
+
+def players(sdk: str | None) -> list[str]:
+    """What an agent of the demo is started with, before the name of its program: on the a2a-sdk that is installed, or another one.
+
+    Raises:
+        DemoError: the other one cannot be had.
+    """
+    if sdk is None:
+        return launcher()
+    from hopwatch.demo import older  # noqa: PLC0415 - seldom needed
+
+    try:
+        python = older.python_with(older.RELEASES[sdk])
+    except older.NoEnvironmentError as error:
+        raise DemoError(str(error)) from None
+    return [*launcher(str(python)), str(AGENTS / f"sdk_{sdk.replace('.', '_')}" / "play.py")]
+
+
+def program(run: list[str], name: str) -> str:
+    """The program of an agent, as `run` wants it."""
+    return f"{name}.py" if run[-1].endswith("play.py") else str(AGENTS / f"{name}.py")
 
 
 def agent_environment(name: str, endpoint: str) -> dict[str, str]:
@@ -209,6 +231,7 @@ def start_agents(
     *,
     extra: dict[str, str] | None = None,
     binding: str = "JSONRPC",
+    run: list[str] | None = None,
 ) -> tuple[str, int]:
     """Start worker, planner and frontdesk, and wait until each serves its card.
 
@@ -221,7 +244,7 @@ def start_agents(
     def reached(port: int) -> str:
         return f"{LOOPBACK}:{by_grpc[port]}" if by_grpc else f"http://{LOOPBACK}:{port}"
 
-    run = launcher()
+    run = run or launcher()
     plan = (
         # With `late` the worker sends another message, to the planner.
         (
@@ -236,7 +259,7 @@ def start_agents(
     for name, port, to, where in plan:
         command = [
             *run,
-            str(AGENTS / f"{name}.py"),
+            program(run, name),
             "--port",
             str(port),
             "--fault",
@@ -355,6 +378,7 @@ def play(
     hold: Callable[[str], None] | None = None,
     folder: Path,
     binding: str = "jsonrpc",
+    sdk: str | None = None,
 ) -> Outcome:
     """Run the demo with one fault.
 
@@ -364,10 +388,12 @@ def play(
         hold: is called with the collector's URL at the end, before the processes are ended.
         folder: for logs and the store.
         binding: a key of `BINDINGS`: how the agents hand work to one another.
+        sdk: the older a2a-sdk that the agents run on, a key of `older.RELEASES`; by default the one that is installed.
 
     Raises:
         DemoError: something did not start.
     """
+    run = players(sdk)
     planted = FAULTS[fault]
     outcome = Outcome(fault, planted.verdict, binding=binding)
     cast = Cast(folder)
@@ -376,14 +402,14 @@ def play(
         with slow_server(SLOW_FOR, early) as slow:
             endpoint = outcome.url = start_collector(cast)
             spoken = BINDINGS[binding]
-            frontdesk, port = start_agents(cast, fault, endpoint, slow, binding=spoken)
+            frontdesk, port = start_agents(cast, fault, endpoint, slow, binding=spoken, run=run)
             watch = Watch(endpoint, outcome, show)
             try:
                 cast.start(
                     "user",
                     [
-                        *launcher(),
-                        str(AGENTS / "user.py"),
+                        *run,
+                        program(run, "user"),
                         *("--port", str(port), "--to", frontdesk, "--binding", spoken),
                     ],
                     agent_environment("user", endpoint),
@@ -507,13 +533,21 @@ def _task_of_worker(watch: Watch) -> str:
     return task(cascade) or ""
 
 
-def main(fault: str = "none", *, json: bool = False, hold: bool = False, binding: str = "jsonrpc") -> int:
+def main(
+    fault: str = "none",
+    *,
+    json: bool = False,
+    hold: bool = False,
+    sdk: str | None = None,
+    binding: str = "jsonrpc",
+) -> int:
     """Run the demo and show it.
 
     Args:
         fault: a key of `FAULTS`.
         json: print what came of it as JSON, and nothing else.
         hold: leave everything running until control-C.
+        sdk: a key of `older.RELEASES`, or None for the one that is installed.
         binding: a key of `BINDINGS`.
 
     Returns:
@@ -526,7 +560,7 @@ def main(fault: str = "none", *, json: bool = False, hold: bool = False, binding
     try:
         with stage:
             outcome = play(
-                fault, stage.show, hold=stage.hold if hold else None, folder=folder, binding=binding
+                fault, stage.show, hold=stage.hold if hold else None, folder=folder, binding=binding, sdk=sdk
             )
     except DemoError as error:
         print(f"hopwatch demo: {error}", file=sys.stderr)  # noqa: T201

@@ -1,4 +1,4 @@
-"""How is the A2A SDK instrumented? Messages sent, requests served, executions, pushes (a2a-sdk 1.3.0).
+"""How is the A2A SDK instrumented? Messages sent, requests served, executions, pushes (a2a-sdk 0.3.22 to 1.3.0).
 
 | hop | seam |
 |---|---|
@@ -7,8 +7,8 @@
 | execution | `AgentExecutor.execute` of the class of the executor that a handler is given |
 | push | `BasePushNotificationSender._dispatch_notification` |
 
-An execution is over when the SDK has stored its last event, not when `execute` returns. A seam that a release lacks
-is left out, and `missing` names it.
+Which release has which seam is in the table of `a2a_seams`; what stands for it is here. An execution is over when the SDK has stored
+its last event, not when `execute` returns. A seam that a release lacks is left out, and `missing` names it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,17 @@ from opentelemetry.trace import Link
 
 from hopwatch import attributes as names
 from hopwatch import process as hopwatch_process
-from hopwatch.instrument import Patches, a2a_events, a2a_grpc, a2a_grpc_server, a2a_streams, asgi, http_client
+from hopwatch.instrument import (
+    Patches,
+    a2a_events,
+    a2a_grpc,
+    a2a_grpc_server,
+    a2a_results,
+    a2a_seams,
+    a2a_streams,
+    asgi,
+    http_client,
+)
 from hopwatch.process import current, failed, reason_of
 from hopwatch.telemetry import HopSpan, begin, within
 
@@ -41,23 +51,32 @@ METHODS: Final = {
     "send_message": "SendMessage",
     "send_message_streaming": "SendStreamingMessage",
     "subscribe": "SubscribeToTask",
+    "resubscribe": "SubscribeToTask",
     "get_task": "GetTask",
     "cancel_task": "CancelTask",
     "on_message_send": "SendMessage",
     "on_message_send_stream": "SendStreamingMessage",
     "on_subscribe_to_task": "SubscribeToTask",
+    "on_resubscribe_to_task": "SubscribeToTask",
     "on_get_task": "GetTask",
     "on_cancel_task": "CancelTask",
 }
 """A2A's method names by the SDK's."""
 STREAMS: Final = frozenset(
-    {"send_message_streaming", "subscribe", "on_message_send_stream", "on_subscribe_to_task"}
+    {
+        "send_message_streaming",
+        "subscribe",
+        "resubscribe",
+        "on_message_send_stream",
+        "on_subscribe_to_task",
+        "on_resubscribe_to_task",
+    }
 )
 ONLY_WITHIN: Final = frozenset({"GetTask"})
 """Asking for a task is a hop where a cascade asks; somebody who polls from outside starts no cascade each time."""
 
-_states: dict[int, str] = {}
-"""Names of A2A's task states by their numbers."""
+_states: dict[Any, str] = {}
+"""Names of A2A's task states by their numbers, or by the enumeration of 0.3."""
 missing: list[str] = []
 """Seams that the installed release does not have."""
 
@@ -137,12 +156,15 @@ def _describe_message(attributes: dict[str, Any], request: Any) -> None:
             value = getattr(message, field, "")
             if value:
                 attributes[attribute] = value
-        references = list(getattr(message, "reference_task_ids", ()))
+        references = list(getattr(message, "reference_task_ids", None) or ())
         if references:
             attributes[names.A2A_REFERENCE_TASK_IDS] = references
         configuration = getattr(request, "configuration", None)
         if configuration is not None:
-            attributes[names.BLOCKING] = not getattr(configuration, "return_immediately", False)
+            attributes[names.BLOCKING] = (
+                not getattr(configuration, "return_immediately", False)
+                and getattr(configuration, "blocking", None) is not False  # 0.3
+            )
     elif getattr(request, "id", ""):
         attributes[names.A2A_TASK_ID] = request.id
     if getattr(request, "tenant", ""):
@@ -182,9 +204,15 @@ def _note_task(entry: Entry | None, answer: Any) -> None:
 def _state(state: Any) -> str:
     name = _states.get(state)
     if name is None:
-        from a2a.types.a2a_pb2 import TaskState  # noqa: PLC0415 - only where the SDK is loaded already
+        value = getattr(state, "value", None)
+        if isinstance(value, str):  # 0.3 has an enumeration, whose words 1.x has made into names
+            name = "UNSPECIFIED" if value == "unknown" else value.upper().replace("-", "_")
+            name = f"TASK_STATE_{name}"
+        else:
+            from a2a.types.a2a_pb2 import TaskState  # noqa: PLC0415 - only where the SDK is loaded already
 
-        name = _states[state] = str(TaskState.Name(state))
+            name = str(TaskState.Name(state))
+        _states[state] = name
     return name
 
 
@@ -374,6 +402,10 @@ def _take_over(entry: Entry, parent: Entry | None, task: Any, queue: Any) -> Non
     for below in entry.ledger.below(parent, 64):
         if below.runner is not None and below.runner() is task:
             entry.ledger.move(below, entry)
+    results = a2a_results.of(queue)
+    if results is not None and a2a_results.runs(task, "._run_event_stream"):
+        results.producer, results.execution = ref(task), ref(entry)
+        current.set(entry)  # it closes the queue afterwards, and ends with that
     events = a2a_events.of(queue)
     if events is not None:
         a2a_events.take_over(events, entry, parent)
@@ -410,8 +442,7 @@ def _saving(original: Any) -> Any:
     async def _save_task(self: Any, task: Any) -> Any:
         result = await original(self, task)
         try:
-            latest = _executions.get(task.id)
-            entry = latest[0]() if latest is not None else None
+            entry = latest_execution(task.id)
             if entry is not None:
                 entry.set(names.A2A_TASK_STATE, _state(task.status.state))
         except Exception:  # noqa: BLE001
@@ -454,6 +485,8 @@ def _open_push(client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> En
             args[index] if len(args) > index else kwargs.get(name)
             for index, name in enumerate(("event", "push_info", "task_id"))
         )
+        if event is None:
+            event = kwargs.get("task")  # 0.3
         url = urlsplit(info.url)
         attributes: dict[str, Any] = {
             names.MESSAGING_SYSTEM: "a2a",
@@ -475,6 +508,9 @@ def _open_push(client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> En
         if entry is not None:
             if task_id:
                 entry.set(names.A2A_TASK_ID, task_id)
+            if not url.netloc and not str(getattr(client, "base_url", "")):
+                # 1.0 pushes to an empty URL where a message names no webhook: that reaches nobody.
+                entry.set(names.PEER, "refused")
             if client is not None:
                 entry.instance_of = http_client.Target(client, info.url)
     except Exception:  # noqa: BLE001
@@ -483,6 +519,9 @@ def _open_push(client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> En
 
 
 # The instrumentor ------------------------------------------------------------------------------------------------
+
+
+_WRAPPERS: Final = {**a2a_events.WRAPPERS, **a2a_results.WRAPPERS, **a2a_streams.WRAPPERS}
 
 
 class A2AInstrumentor(BaseInstrumentor):  # type: ignore[misc]
@@ -499,25 +538,13 @@ class A2AInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         self._patches = Patches()
         self._executors: WeakSet[Any] = WeakSet()
         self._calls_grpc = False
+        del missing[:]
         try:
             for name, hook in (
                 ("httpx", lambda module: http_client.instrument(self._patches, module)),
                 ("starlette.applications", lambda module: asgi.instrument(self._patches, module)),
-                ("a2a.client.transports.jsonrpc", lambda module: self._transport(module.JsonRpcTransport)),
-                (
-                    "a2a.compat.v0_3.jsonrpc_transport",
-                    lambda module: self._transport(module.CompatJsonRpcTransport),
-                ),
-                (
-                    "a2a.compat.v0_3.rest_transport",
-                    lambda module: self._transport(module.CompatRestTransport),
-                ),
-                ("a2a.client.transports.rest", lambda module: self._transport(module.RestTransport)),
-                ("a2a.client.transports.grpc", lambda module: self._grpc_transport(module.GrpcTransport)),
-                (
-                    "a2a.compat.v0_3.grpc_transport",
-                    lambda module: self._grpc_transport(module.CompatGrpcTransport),
-                ),
+                ("a2a.client.transports.grpc", self._calling_grpc),
+                ("a2a.compat.v0_3.grpc_transport", self._calling_grpc),
                 (
                     "a2a.server.request_handlers.grpc_handler",
                     lambda module: missing.extend(
@@ -530,45 +557,10 @@ class A2AInstrumentor(BaseInstrumentor):  # type: ignore[misc]
                         a2a_grpc_server.instrument(self._patches, module.CompatGrpcHandler)
                     ),
                 ),
-                (
-                    "a2a.server.request_handlers.default_request_handler_v2",
-                    lambda module: self._handler(module.DefaultRequestHandlerV2),
-                ),
-                (
-                    "a2a.server.request_handlers.default_request_handler",
-                    lambda module: self._handler(module.LegacyRequestHandler),
-                ),
-                ("a2a.server.agent_execution.active_task", self._active_task),
-                (
-                    "a2a.server.events.event_queue_v2",
-                    lambda module: self._replaced(
-                        a2a_events.instrument_queue(self._patches, module),
-                        module.EventQueueSource,
-                        "enqueue_event",
-                    ),
-                ),
-                (
-                    "a2a.server.events.event_queue_v2",
-                    lambda module: self._replaced(
-                        a2a_streams.instrument(self._patches, module), module.EventQueueSource, "tap"
-                    ),
-                ),
-                (
-                    "a2a.server.tasks.task_manager",
-                    lambda module: self._replaced(
-                        self._patches.replace(module.TaskManager, "_save_task", _saving),
-                        module.TaskManager,
-                        "_save_task",
-                    ),
-                ),
-                (
-                    "a2a.server.tasks.base_push_notification_sender",
-                    lambda module: self._wrap(
-                        module.BasePushNotificationSender, "_dispatch_notification", _dispatch
-                    ),
-                ),
             ):
                 self._patches.when_imported(name, hook)
+            for name in a2a_seams.modules():
+                self._patches.when_imported(name, functools.partial(self._module, name))
         except Exception:  # noqa: BLE001 - the launcher would switch every instrumentation off
             failed("a2a.instrument")
 
@@ -576,44 +568,67 @@ class A2AInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         self._patches.undo()
         try:
             a2a_events.forget()
+            a2a_results.forget()
             a2a_streams.forget()
         except Exception:  # noqa: BLE001
             failed("a2a.uninstrument")
 
-    def _replaced(self, done: bool, owner: Any, name: str) -> None:
-        if not done:
-            missing.append(f"{owner.__module__}.{owner.__qualname__}.{name}")
-
-    def _wrap(self, owner: Any, name: str, wrapper: Any) -> None:
-        self._replaced(self._patches.wrap(owner, name, wrapper), owner, name)
-
-    def _transport(self, transport: Any) -> None:
-        for method in ("send_message", "get_task", "cancel_task"):
-            self._wrap(transport, method, _sending(method))
-        for method in ("send_message_streaming", "subscribe"):
-            self._wrap(transport, method, _streaming(method))
-
-    def _grpc_transport(self, transport: Any) -> None:
-        self._transport(transport)
+    def _calling_grpc(self, _: Any) -> None:
         if not self._calls_grpc:
             self._calls_grpc = True
             missing.extend(a2a_grpc.instrument(self._patches))
 
-    def _handler(self, handler: Any) -> None:
-        for method in ("on_message_send", "on_get_task", "on_cancel_task"):
-            self._wrap(handler, method, _serving(method))
-        for method in ("on_message_send_stream", "on_subscribe_to_task"):
-            self._wrap(handler, method, _serving_stream(method))
-
-        def made(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            result = wrapped(*args, **kwargs)
+    def _module(self, name: str, module: Any) -> None:
+        """Wrap what the table has of one module of the SDK."""
+        release = a2a_seams.installed()
+        for seam in a2a_seams.SEAMS:
+            if seam.module != name or not seam.is_due(release):
+                continue
             try:
-                self._executor(instance.agent_executor)
-            except Exception:  # noqa: BLE001
-                failed("a2a.handler")
-            return result
+                owner = getattr(module, seam.owner, None)
+                if owner is None or not self._seam(seam, owner):
+                    missing.append(str(seam))
+            except Exception:  # noqa: BLE001 - the others are worth having without it
+                missing.append(str(seam))
+                failed("a2a.seam")
 
-        self._wrap(handler, "__init__", made)
+    def _seam(self, seam: a2a_seams.Seam, owner: Any) -> bool:
+        """Put in its place what stands for a seam; returns whether this release has it."""
+        patches, name = self._patches, seam.name
+        wrappers: dict[str, Any] = {
+            "send": _sending,
+            "stream": _streaming,
+            "serve": _serving,
+            "serve_stream": _serving_stream,
+        }
+        if seam.use in wrappers:
+            return patches.wrap(owner, name, wrappers[seam.use](name))
+        if seam.use == "handler":
+            return patches.wrap(owner, name, self._made_handler)
+        if seam.use == "push":
+            return patches.wrap(owner, name, _dispatch)
+        if seam.use == "save":
+            return patches.replace(owner, name, _saving)
+        if seam.use == "results_queue":
+            a2a_results.instrument_queue(patches, owner)
+            return patches.wrap(owner, name, a2a_results.making)
+        if seam.use == "active_task":
+            return patches.wrap(owner, name, _made_active_task)
+        if seam.use == "events_enqueue":
+            a2a_events.instrument_queue(patches, owner)
+        elif seam.use == "streams_tap":
+            a2a_streams.instrument(patches, owner)
+        return patches.replace(owner, name, _WRAPPERS[seam.use])
+
+    def _made_handler(
+        self, wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        result = wrapped(*args, **kwargs)
+        try:
+            self._executor(instance.agent_executor)
+        except Exception:  # noqa: BLE001
+            failed("a2a.handler")
+        return result
 
     def _executor(self, executor: Any) -> None:
         # `execute` is abstract: what can be wrapped is the class of the executor that the application brings.
@@ -623,17 +638,21 @@ class A2AInstrumentor(BaseInstrumentor):  # type: ignore[misc]
             owner = type(getattr(executor.execute, "__self__", executor))
         if owner not in self._executors:
             self._executors.add(owner)
-            self._wrap(owner, "execute", _executing)
+            if not self._patches.wrap(owner, "execute", _executing):
+                missing.append(f"{owner.__module__}.{owner.__qualname__}.execute")
 
-    def _active_task(self, module: Any) -> None:
-        def made(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            result = wrapped(*args, **kwargs)
-            try:
-                a2a_events.watch(instance)
-            except Exception:  # noqa: BLE001
-                failed("a2a.active_task")
-            return result
 
-        if hasattr(module, "ActiveTask") and hasattr(module, "EventConsumer"):
-            self._wrap(module.ActiveTask, "__init__", made)
-            missing.extend(a2a_events.instrument_consumer(self._patches, module))
+def _made_active_task(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    result = wrapped(*args, **kwargs)
+    try:
+        a2a_events.watch(instance)
+    except Exception:  # noqa: BLE001
+        failed("a2a.active_task")
+    return result
+
+
+def latest_execution(task_id: str) -> Entry | None:
+    """The latest execution of an A2A task in this process, if it is known and was not collected."""
+    latest = _executions.get(task_id)
+    entry: Entry | None = latest[0]() if latest is not None else None
+    return entry

@@ -1,4 +1,4 @@
-"""Which events of an execution has the SDK not processed yet? The event queue of an `ActiveTask` (a2a-sdk 1.3.0).
+"""Which events of an execution has the SDK not processed yet? The event queue of an `ActiveTask` (a2a-sdk 1.x).
 
 An event goes from the agent through two queues to the SDK's consumer, and from there through two more to each subscriber,
 by loops that serve nothing else. An event counts from `enqueue_event` until the consumer has stored it and sent its pushes.
@@ -14,7 +14,7 @@ import functools
 import os
 from collections import deque
 from time import time_ns
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from weakref import ref
 
 from hopwatch import process as hopwatch_process
@@ -30,7 +30,18 @@ if TYPE_CHECKING:
 class Events:
     """What is known of the events of one `ActiveTask`."""
 
-    __slots__ = ("active", "completion", "counted", "inside", "over", "processed", "source", "times")
+    __slots__ = (
+        "active",
+        "completion",
+        "counted",
+        "inside",
+        "last",
+        "over",
+        "processed",
+        "source",
+        "taken",
+        "times",
+    )
 
     def __init__(self, source: Any, active: Any, *, counted: bool) -> None:
         self.source = ref(source)
@@ -45,6 +56,8 @@ class Events:
         """When each was enqueued, Unix nanoseconds."""
         self.processed: Entry | None = None
         """The hop of the event that the consumer is at."""
+        self.taken = self.last = False
+        """Of 1.0, whose consumer has no method for one event: whether it is at one, and whether that ends an execution."""
         self.over = False
         """Whether the consumer has ended, so that nobody will process what comes now."""
 
@@ -143,6 +156,8 @@ def take_over(events: Events, execution: Entry, parent: Entry) -> None:
 
 
 def _enqueueing(original: Any) -> Any:
+    """`EventQueueSource.enqueue_event`."""
+
     @functools.wraps(original)
     async def enqueue_event(self: Any, event: Any) -> Any:
         events = self._hopwatch_events
@@ -176,6 +191,8 @@ def _enqueueing(original: Any) -> Any:
 
 
 def _processing(original: Any) -> Any:
+    """`EventConsumer._process_event`, of 1.1 and later."""
+
     @functools.wraps(original)
     async def _process_event(self: Any, event: Any) -> Any:
         events = self.active_task._event_queue_agent._hopwatch_events  # noqa: SLF001
@@ -209,11 +226,54 @@ def _processing(original: Any) -> Any:
     return _process_event
 
 
+def _dequeueing(original: Any) -> Any:
+    """`EventQueueSource.dequeue_event`, of 1.0: its consumer is at an event from here until `task_done`."""
+
+    @functools.wraps(original)
+    async def dequeue_event(self: Any) -> Any:
+        event = await original(self)
+        events = self._hopwatch_events
+        if events is not None:
+            events.taken, events.last = True, type(event).__name__ == "_RequestCompleted"
+            if events.inside:
+                hop = events.processed = events.inside.popleft()
+                began = events.times.popleft()
+                if len(queues.waited) < WAITS_A_TICK:
+                    queues.waited.append(time_ns() - began)
+                if hop is not None:
+                    current.set(hop)
+        return event
+
+    return dequeue_event
+
+
+def _acknowledging(original: Any) -> Any:
+    """`EventQueueSource.task_done`, of 1.0."""
+
+    @functools.wraps(original)
+    def task_done(self: Any) -> Any:
+        result = original(self)
+        events = self._hopwatch_events
+        if events is not None and events.taken:
+            events.taken = False
+            if events.last:
+                events.complete()
+            hop, events.processed = events.processed, None
+            if hop is not None:
+                current.set(None)
+                _let_go(hop)
+        return result
+
+    return task_done
+
+
 WAITS_A_TICK = 256
 """How many waits of events are measured between two looks."""
 
 
 def _running_consumer(original: Any) -> Any:
+    """`ActiveTask._run_consumer`."""
+
     @functools.wraps(original)
     async def _run_consumer(self: Any) -> Any:
         try:
@@ -238,6 +298,16 @@ def look(_: int) -> None:
         runner = completion.runner if completion is not None else None
         if (runner is not None and runner() is None) or (active is None and events.source() is None):
             events.end("abandoned", "the SDK's consumer of its events was destroyed")
+
+
+WRAPPERS: Final = {
+    "events_enqueue": _enqueueing,
+    "events_consumer": _running_consumer,
+    "events_process": _processing,
+    "events_dequeue": _dequeueing,
+    "events_task_done": _acknowledging,
+}
+"""What stands for each seam, by its `use` in the table of `a2a_seams`."""
 
 
 def forget() -> None:
@@ -268,28 +338,12 @@ def what_they_wait_on(hop: Entry, timers: Any = None) -> tuple[int, list[tuple[d
     return count, told
 
 
-def instrument_queue(patches: Patches, module: Any) -> bool:
-    """Replace `EventQueueSource.enqueue_event`."""
-    patches.add(module.EventQueueSource, "_hopwatch_events", None)
-    queues.also_held.append(what_they_wait_on)
+def instrument_queue(patches: Patches, owner: Any) -> None:
+    """Make room for what is known of an `EventQueueSource`."""
+    patches.add(owner, "_hopwatch_events", None)
+    if what_they_wait_on not in queues.also_held:
+        queues.also_held.append(what_they_wait_on)
     hopwatch_process.on_tick(look)
-    return patches.replace(module.EventQueueSource, "enqueue_event", _enqueueing)
-
-
-def instrument_consumer(patches: Patches, module: Any) -> list[str]:
-    """Replace what the consumer goes through.
-
-    Returns:
-        The names of what this release does not have.
-    """
-    return [
-        f"{owner.__module__}.{owner.__qualname__}.{name}"
-        for owner, name, make in (
-            (module.ActiveTask, "_run_consumer", _running_consumer),
-            (module.EventConsumer, "_process_event", _processing),
-        )
-        if not patches.replace(owner, name, make)
-    ]
 
 
 def _in_child() -> None:

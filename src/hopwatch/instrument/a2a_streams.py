@@ -1,4 +1,4 @@
-"""Have all subscribers of a task that is over taken its last events? The streams of an `ActiveTask` (a2a-sdk 1.3.0).
+"""Have all subscribers of a task that is over taken its last events? The streams of an `ActiveTask` (a2a-sdk 1.x).
 
 Its producer closes the subscribers' queues at the end, and waits there until every event has been taken and acknowledged. A
 subscriber that stalls without hanging up keeps it waiting for ever. So an execution that ends its task, while somebody
@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 from asyncio import current_task
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet, ref
 
 from hopwatch import attributes as names
@@ -91,7 +92,7 @@ def look(_: int) -> None:
 
 
 def _tapping(original: Any) -> Any:
-    """`tap`: the running task is about to read from the queue that it gets."""
+    """`EventQueueSource.tap`: the running task is about to read from the queue that it gets."""
 
     @functools.wraps(original)
     async def tap(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -111,6 +112,18 @@ def _tapping(original: Any) -> Any:
         return sink
 
     return tap
+
+
+def _leaving(original: Any) -> Any:
+    """`EventQueueSink.close`: at once, it is called by a subscriber that has left."""
+
+    @functools.wraps(original)
+    async def close(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if args[0] if args else kwargs.get("immediate"):
+            self._hopwatch_left = True
+        return await original(self, *args, **kwargs)
+
+    return close
 
 
 def _sinks(delivery: Delivery) -> list[Any]:
@@ -147,11 +160,14 @@ def what_it_waits_on(delivery: Delivery, timers: waits.Timers | None = None) -> 
     moves = closing.moves or len(sinks) > MAX_TOLD
     for sink in sinks[:MAX_TOLD]:
         who, wait = _reader(sink, timers)
-        moves = moves or wait is None or wait.moves
         number = _undelivered(sink)
-        phrases.append(
-            f"{who} to take {number} undelivered event{'s' * (number != 1)} from queue {id(sink):#x}"
-        )
+        events = f"{number} {{}}event{'s' * (number != 1)} from queue {id(sink):#x}"
+        if sink._hopwatch_left:  # noqa: SLF001
+            # Until 1.1 the SDK does not acknowledge what it does not hand on (a2a-sdk 1.1.5, `ActiveTask.subscribe`).
+            phrases.append(f"{who}, which has left, to acknowledge {events.format('')}")
+            continue
+        moves = moves or wait is None or wait.moves
+        phrases.append(f"{who} to take {events.format('undelivered ')}")
         if wait is not None:
             parts.append(wait.as_dict())
     what = f"subscriber {' and '.join(phrases)}; until then '{producer.get_name()}' cannot close its queues"
@@ -182,17 +198,22 @@ def explain(
     return queues.what_event_waits_on(entry, timers, rests_on)
 
 
-def instrument(patches: Patches, module: Any) -> bool:
-    """Replace `EventQueueSource.tap`.
-
-    Returns:
-        Whether this release has it.
-    """
-    patches.add(module.EventQueueSource, "_hopwatch_sinks", None)
-    patches.add(module.EventQueueSink, "_hopwatch_reader", None)
+def instrument(patches: Patches, owner: Any) -> None:
+    """Make room for what is known of the queues of an `EventQueueSource`."""
+    patches.add(owner, "_hopwatch_sinks", None)
+    sink = getattr(sys.modules[owner.__module__], "EventQueueSink", None)
+    if sink is not None:
+        patches.add(sink, "_hopwatch_reader", None)
+        patches.add(sink, "_hopwatch_left", False)
     telemetry.explain_event = explain
     hopwatch_process.on_tick(look)
-    return patches.replace(module.EventQueueSource, "tap", _tapping)
+
+
+WRAPPERS: Final = {
+    "streams_tap": _tapping,
+    "streams_leave": _leaving,
+}
+"""What stands for each seam, by its `use` in the table of `a2a_seams`."""
 
 
 def forget() -> None:

@@ -20,6 +20,8 @@ KNOWN: Final = (
     "a2a.server.agent_execution.active_task_registry:ActiveTaskRegistry._remove_task",
     "a2a.server.events.event_queue_v2:EventQueueSource._dispatch_loop",
     "a2a.server.cluster.database_event_stream:*",
+    # The engine of 0.3, and of the legacy handler of 1.x: it awaits the execution, and ends with it.
+    "a2a.server.request_handlers.default_request_handler:*._cleanup_producer",
     # Servers and clients: polling, pings, pools.
     "uvicorn.*:*.serve",
     "uvicorn.*:*.main_loop",

@@ -41,6 +41,7 @@ _WRAPPERS: Final = {
     "a2a.utils.telemetry": "func",
     "hopwatch.instrument.a2a": "wrapped",
     "hopwatch.instrument.a2a_events": "original",
+    "hopwatch.instrument.a2a_results": "original",
 }
 """Modules whose coroutines stand for another one, and the local variable that holds it."""
 _TRANSPARENT: Final = (f"{os.sep}opentelemetry{os.sep}instrumentation{os.sep}", f"{os.sep}wrapt{os.sep}")
@@ -49,7 +50,7 @@ _SDK_LOOPS: Final = frozenset(
 )
 _RECEPTION: Final = ".run_asgi"
 """How the coroutine ends that a server runs for each request."""
-_COVERED: Final = frozenset({"EventQueueSource._deliver_to_sink"})
+_COVERED: Final = frozenset({"EventQueueSource._deliver_to_sink", "EventQueueSink._put_internal"})
 """What these loops make and await while they have an event, which is counted until they call `task_done`."""
 _ASYNCIO_CREATE_TASK: Final = asyncio.tasks.create_task.__code__
 MAX_CODE: Final = 8192
@@ -434,6 +435,8 @@ def _bury(noted: Note | Entry, waiting: dict[str, Any] | None) -> None:
         waiting = (
             hop.told
         )  # in a cyclic collection the coroutine is often closed before asyncio tells of the task
+    if not (waiting and waiting.get("file")) and names.HOP_WAITS in (entry.attributes or {}):
+        waiting = json.loads(entry.attributes[names.HOP_WAITS])  # type: ignore[index]
     set_location(entry)
     what = "; it awaited " + _phrase(waiting) if waiting else ""
     reason = f"{exits.DESTROYED}{what}"

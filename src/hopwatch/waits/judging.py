@@ -51,7 +51,7 @@ from hopwatch.waits.objects import (
     waits_for,
 )
 from hopwatch.waits.sockets import wanted
-from hopwatch.waits.timers import Timers, clock, delay_of, hidden_timer, timer_in, unix
+from hopwatch.waits.timers import Timers, clock, delay_of, handles_in, hidden_timer, timer_in, unix
 from hopwatch.waits.wait import ENDED, MOVING, PHRASES, RUNNING, UNREADABLE, Wait, words_for
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ def of_task(
     timers: Timers | None = None,
     across: Across | None = None,
     rests_on: list[Any] | None = None,
+    polling: Callable[[list[Frame]], tuple[int, object] | None] | None = None,
 ) -> Wait:
     """Tell what `task` waits on and whether that can move by itself. From any thread; it never raises.
 
@@ -103,14 +104,18 @@ def of_task(
         across: What is known of the hops that tasks work for; without it nothing is said of answers.
         rests_on: Is filled with a weak reference to each future that the answer rests on, unless it moves by itself.
             Each wait is a future of its own: the same references a second time mean that nobody moved between.
+        polling: Tells of a `wait_for` whose timeout changes nothing, for whoever awaits it asks again: its place among the
+            frames, and an object that stays the same until something was got there.
     """
     try:
-        look = _Look(holder_of, timers, working_on, send_of, across)
+        look = _Look(holder_of, timers, working_on, send_of, across, polling)
         wait = look.at_task(task, LIBRARY if made_in is None else place_of(made_in))
         if wait.asks or not wait.moves:
             wait = look.confirmed(wait)
         if rests_on is not None and (wait.asks or not wait.moves):
-            rests_on.extend(weakref.ref(future) for _, future in look.rests_on)
+            rests_on.extend(
+                weakref.ref(look.stays.get(place, future)) for place, (_, future) in enumerate(look.rests_on)
+            )
     except Exception:  # noqa: BLE001  (a watcher in somebody's production must not be what fails)
         return UNREADABLE
     return wait
@@ -179,7 +184,13 @@ class _Look:
         working_on: Callable[[object], Collection[Any] | None] | None,
         send_of: Callable[[object], Send | None] | None,
         across: Across | None,
+        polling: Callable[[list[Frame]], tuple[int, object] | None] | None,
     ) -> None:
+        self.polling = polling
+        self.harmless: set[int] = set()  # ids of timers of polls, which only have them ask again
+        self.stays: dict[
+            int, Any
+        ] = {}  # what of a poll stays the same, by the place of its future in `rests_on`
         self.holder_of = holder_of
         self.working_on = working_on
         self.send_of = send_of
@@ -235,20 +246,28 @@ class _Look:
         decisive, tail = split(frames)
         if decisive is not None:
             place = decisive.place
+        poll = self.polling(frames) if self.polling is not None else None
+        first = len(self.rests_on)
         self.rests_on.append((task, future))
         wait = self._inner(frames, decisive, tail, future, place=LIBRARY if lost else place, depth=depth)
+        bounding = frames
+        if poll is not None:
+            at, stays = poll
+            self.harmless.update(handles_in(frames[at]))
+            self.stays.update(dict.fromkeys(range(first, len(self.rests_on)), stays))
+            bounding = [*frames[:at], *frames[at + 1 :]]
         if wait.kind in ("socket", "call") and self.across is not None and (send := self.across.asks(task)):
             wait = replace(wait, asks=(send,))
         if waits_for(task) is not future:
             return _told(
                 RUNNING, task, []
             )  # it went on while it was looked at: the frames are of two moments
-        when = timer_in(frames, task)
+        when = timer_in(bounding, task)
         if when is None and (wait.asks or not wait.moves):
             handles = self.timers.of(loop_of(task))
-            when = handles.ending((id(task),))[1]
+            when = handles.ending((id(task),), but=self.harmless)[1]
             if when is None and not handles.complete:
-                when = hidden_timer(frames, task)
+                when = hidden_timer(bounding, task)
         wait = wait if when is None else _bounded(wait, when)
         return _told(self._sending(wait, task, frames), task, frames)
 
@@ -510,7 +529,7 @@ class _Look:
         for loop in loops.values():
             handles = self.timers.of(loop)
             handles.read()
-            found, when = handles.ending(wanted)
+            found, when = handles.ending(wanted, but=self.harmless)
             if found:
                 return (
                     _bounded(wait, when)

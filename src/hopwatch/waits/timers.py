@@ -139,14 +139,19 @@ class HandlesOfLoop:
             else:
                 acting[one] = [handle]
 
-    def ending(self, wanted: Collection[int]) -> tuple[bool, float | None]:
-        """Tell whether a handle is about to act on an object with one of these ids, and when the first timer does."""
+    def ending(self, wanted: Collection[int], but: Collection[int] = ()) -> tuple[bool, float | None]:
+        """Tell whether a handle is about to act on an object with one of these ids, and when the first timer does.
+
+        Handles with an id in `but` do not count.
+        """
         found = [
             handle for one in wanted for handle in self._acting.get(one, ()) if not _is_cancelled(handle)
         ]
         found.extend(
             handle for handle in self._closures if any(one in wanted for one in _acted_on(handle)[0])
         )
+        if but:
+            found = [handle for handle in found if id(handle) not in but]
         times = [when for handle in found if (when := _when(handle)) is not None]
         return bool(found), min(times, default=None)
 
@@ -314,6 +319,26 @@ def when_of(handle: object) -> float | None:
     """Return when a timer of a loop will fire, in Unix seconds; None if it is no timer or will not."""
     when = _when(handle)
     return None if when is None else unix(when)
+
+
+def handles_in(frame: Frame) -> list[int]:
+    """Return the ids of the timers of a `wait_for`: its own, or that of the timeout that it is in the middle of."""
+    found = []
+    for thing in raw_referents(frame.awaitable):
+        cls = type(thing)
+        if cls is types.CellType:
+            thing = content(thing)  # noqa: PLW2901
+            cls = type(thing)
+        if cls is types.MethodType:
+            thing = thing.__self__  # noqa: PLW2901
+            cls = type(thing)
+        if id(cls) in PLAIN:
+            continue
+        if type_name(cls) == "TimerHandle":
+            found.append(id(thing))
+        elif type_name(cls) in _DEADLINES and (fields := _fields_of_deadline(thing)) is not None:
+            found.append(id(field_of(thing, fields[0])))
+    return found
 
 
 def timer_in(frames: list[Frame], task: object) -> float | None:

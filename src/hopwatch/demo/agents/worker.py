@@ -5,12 +5,17 @@ from __future__ import annotations
 import asyncio
 import gc
 
-from a2a.helpers import new_task_from_user_message, new_text_part
 from a2a.server.agent_execution import AgentExecutor, RequestContext
 from a2a.server.events import EventQueue
 from a2a.server.tasks import TaskUpdater
-from a2a.types.a2a_pb2 import TaskState
-from plain import Inbox, arguments, delegate, serve
+from plain import (
+    Inbox,
+    arguments,
+    delegate,
+    new_task_from_user_message,
+    new_text_part,
+    serve,
+)
 
 LARGE = 8 * 1024 * 1024
 """More characters than the buffers take that lie between an agent and a subscriber that does not read (Linux: 4 MiB at most)."""
@@ -117,9 +122,7 @@ class Worker(AgentExecutor):
 
     async def cancel(self, context: RequestContext, event_queue: EventQueue) -> None:
         """Give a task up."""
-        await TaskUpdater(event_queue, context.task_id or "", context.context_id or "").update_status(
-            TaskState.TASK_STATE_CANCELED
-        )
+        await TaskUpdater(event_queue, context.task_id or "", context.context_id or "").cancel()
 
 
 if __name__ == "__main__":
