@@ -71,6 +71,23 @@ def test_each_profile_has_its_services_and_hopwatch_runs_with_none(project):
     }
 
 
+@pytest.mark.parametrize(
+    ("what", "text", "why"),
+    [
+        ("compose", "services: {one: {image: one, heathcheck: {}}}", "heathcheck"),
+        ("compose", "services: {one: {image: one, depends_on: [two]}}", "two"),
+        ("compose", "services: {one: {image: one, hostname: '${NOT_SET}'}}", "NOT_SET"),
+        ("dockerfile", "FROM one\nCOPPY here there\n", "COPPY"),
+        ("dockerfile", "FROM one as two\n", "FromAsCasing"),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_refused_by_those_who_read_it(read, tmp_path, what, text, why):
+    path = tmp_path / "file.yml"
+    path.write_text(text)
+    with pytest.raises(AssertionError, match=why):
+        read(what, path)
+
+
 def test_every_service_is_locked_up_and_says_how_it_is(project):
     for name, service in project["services"].items():
         number, _, group = service["user"].partition(":")
