@@ -28,12 +28,13 @@ def make(folder: Path, name: str) -> bool:
     path = folder / name
     if path.exists():
         return False
-    unfinished = folder / f".{name}.{os.getpid()}"
-    opened = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    # Nobody who can write to the folder can have put a link there.
+    unfinished = folder / f".{name}.{secrets.token_hex(8)}"
+    opened = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     with os.fdopen(opened, "w", encoding="ascii") as file:
         # Not digits alone: a YAML reader that is given the bare word must not take it for a number.
         file.write(f"hopwatch-{secrets.token_hex(32)}")
-    unfinished.chmod(MODE)
+        os.fchmod(file.fileno(), MODE)
     unfinished.rename(path)
     return True
 

@@ -231,7 +231,7 @@ def test_nothing_overtakes_what_our_collector_was_too_busy_to_take(alone):
     assert order == cascades
 
 
-def test_a_request_that_is_larger_than_our_collector_takes_comes_in_parts(alone):
+def test_what_is_together_larger_than_our_collector_takes_comes_in_parts(alone):
     otelcol = Otelcol(alone.cast, "everything", HOPWATCH_URL=alone.url).start()
     cascades = [trace() for _ in range(12)]
     spans = []
@@ -240,8 +240,18 @@ def test_a_request_that_is_larger_than_our_collector_takes_comes_in_parts(alone)
         large["says"]["text"] = os.urandom(750_000).hex()
         spans += [large, end(cascade, ONE)]
     assert len(protobuf(*spans)) > MAX_BODY
-    tell(otelcol, *spans)
+    tell(otelcol, *spans[:12])
+    tell(otelcol, *spans[12:])
     until(lambda: all(hops_of(alone, cascade) for cascade in cascades), "all hops")
+
+
+def test_a_large_span_of_the_application_takes_no_hop_with_it(alone):
+    otelcol = Otelcol(alone.cast, "everything", HOPWATCH_URL=alone.url).start()
+    cascade = trace()
+    large = foreign(cascade)
+    large["says"]["text"] = "x" * 5_000_000  # a prompt with an image, say
+    tell(otelcol, large, end(cascade, ONE))
+    until(lambda: hops_of(alone, cascade), "the hop")
 
 
 def test_what_reap_finds_of_a_dead_process_comes_through(alone, tmp_path):

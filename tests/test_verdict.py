@@ -320,8 +320,11 @@ def test_a_message_that_was_delivered_twice_needs_two_arrivals():
 def test_a_peer_without_hopwatch_that_failed_to_answer_may_be_at_work():
     sent = hop(1, kind="send", peer="opaque", peer_name="b:80", outcome="failed")
     assert verdict(sent).verdict == "unknown"
-    sent.attributes = {"http.response.status_code": 404}
+    sent.attributes = {"http.response.status_code": 401}
     assert verdict(sent).verdict == "settled"
+    # With 404 a2a-sdk also answers where an agent that has begun raises `TaskNotFoundError`.
+    sent.attributes = {"http.response.status_code": 404}
+    assert verdict(sent).verdict == "unknown"
     sent.attributes = {"rpc.response.status_code": "UNIMPLEMENTED"}
     assert verdict(sent).verdict == "settled"
     # As gRPC itself says of a connection that broke.

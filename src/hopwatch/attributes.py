@@ -89,6 +89,9 @@ ERROR_TYPE: Final = "error.type"
 SERVER_ADDRESS: Final = "server.address"
 SERVER_PORT: Final = "server.port"
 HTTP_STATUS_CODE: Final = "http.response.status_code"
+HTTP_REFUSALS: Final = frozenset({401, 403, 405, 411, 413, 414, 415, 421, 426, 429, 431})
+"""Statuses by which a server says that it did not even ask the agent. With 400 and 404 a2a-sdk also hands on what an agent
+raises that has begun (`a2a.utils.errors` of 1.3.0)."""
 RPC_SYSTEM: Final = "rpc.system.name"
 RPC_STATUS_CODE: Final = "rpc.response.status_code"
 CODE_FUNCTION_NAME: Final = "code.function.name"

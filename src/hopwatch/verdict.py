@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from hopwatch import across
 from hopwatch.attributes import (
+    HTTP_REFUSALS,
     HTTP_STATUS_CODE,
     INTERRUPTED_STATES,
     RPC_REFUSALS,
@@ -327,9 +328,7 @@ def _missing(
                 opaque.append(name)
             state = told.get((name, hop.task_id), (None, 0))[0] if hop.task_id else None
             status = hop.attributes.get(HTTP_STATUS_CODE)
-            refused = (isinstance(status, int) and 400 <= status < 500) or (
-                hop.attributes.get(RPC_STATUS_CODE) in RPC_REFUSALS
-            )
+            refused = status in HTTP_REFUSALS or (hop.attributes.get(RPC_STATUS_CODE) in RPC_REFUSALS)
             if (
                 hop.kind == "send"
                 and hop.outcome in ("failed", "cancelled")
