@@ -641,7 +641,8 @@ class Terminal:
         self._ours, theirs = pty.openpty()
         self.before = termios.tcgetattr(theirs)
         ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(("HOPWATCH_", "OTEL_"))}
+        left_out = ("HOPWATCH_", "OTEL_", "COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR")
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(left_out)}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "hopwatch.cli", "top", *words],
             env={**kept, "TERM": "xterm-256color", **variables}, stdin=theirs, stdout=theirs, stderr=theirs,
