@@ -269,7 +269,7 @@ def test_two_locks_in_opposite_order_are_a_deadlock_with_each_edge_in_words(star
     lines = shown.stdout.splitlines()
     first = lines.index("  deadlock of 2 tasks: none of them can ever go on")
     assert re.fullmatch(
-        rf"    'charge' holds lock `second` \(\w+\), wants lock `second` \(\w+\), which 'reserve' holds at {at}",
+        rf"    'charge' holds lock `second` \(\w+\), wants lock `second` \(\w+\) at {at}, which 'reserve' holds",
         lines[first + 1],
     )
     assert lines[first + 2].startswith("    'reserve' holds lock `second` ")
@@ -285,8 +285,8 @@ def test_a_gather_under_a_lock_that_its_children_need_is_a_deadlock_also_outside
     (deadlock,) = document["deadlocks"]
     assert deadlock["words"] == (
         f"'aclose' holds lock `lock`, waits for tasks 'flush' and 'notify' (gather) at <string>:{line_in(TEARDOWN)}; "
-        f"'flush' wants lock `lock`, which 'aclose' holds at <string>:{line_in(TEARDOWN, '# needs it')}; "
-        f"'notify' wants lock `lock`, which 'aclose' holds at <string>:{line_in(TEARDOWN, '# needs it')}"
+        f"'flush' wants lock `lock` at <string>:{line_in(TEARDOWN, '# needs it')}, which 'aclose' holds; "
+        f"'notify' wants lock `lock` at <string>:{line_in(TEARDOWN, '# needs it')}, which 'aclose' holds"
     )
     assert (deadlock["tasks"], deadlock["hops"]) == (3, [])
     assert "  deadlock of 3 tasks: none of them can ever go on\n    'aclose' holds lock `lock`, " in (

@@ -145,9 +145,7 @@ def judge(
     where = f" up to {_listed(opaque)}, which hopwatch cannot see into" if opaque else ""
     late = sum(1 for hop in hops.values() if hop.late)
     note = f" {late} of them began late, after the hop that caused them had closed." if late else ""
-    reason = (
-        f"Settled{where}: all {len(hops)} hops have ended, and every hop that was declared was seen.{note}"
-    )
+    reason = f"Settled{where}: {_all(len(hops))} ended, and every hop that was declared was seen.{note}"
     return Verdict("settled", reason, [], [], opaque)
 
 
@@ -266,6 +264,10 @@ class _Tree:
                 reached.add(hop.id)
                 todo.extend(self.below.get(hop.id, ()))
         return [hop for hop in self.hops.values() if hop.id not in reached]
+
+
+def _all(count: int) -> str:
+    return "its only hop has" if count == 1 else f"all {count} hops have"
 
 
 def _missing(
@@ -407,7 +409,7 @@ def _broken(found: _Findings) -> Verdict | None:
     if first.location:
         reason += f"; {'defined' if first.kind == 'execution' else 'made'} at {first.location}"
     if len(lost) > 1:
-        reason += f"; {len(lost) - 1} more were abandoned"
+        reason += f"; {len(lost) - 1} more {'was' if len(lost) == 2 else 'were'} abandoned"
     if found.opened:
         reason += f". Still open: {_listed([describe(hop) for hop in found.frontier])}"
     return Verdict("broken", reason + ".")

@@ -23,7 +23,7 @@ def main() -> None:
         if error.name is None or error.name.partition(".")[0] not in ("click", "rich", "httpx"):
             raise
         sys.stderr.write(
-            f"Error: the command line needs {error.name}, which is not installed. Remedy: pip install 'hopwatch[collector]'\n"
+            f"Error: the command line needs {error.name}, which is not installed. Remedy: pip install 'hopwatch[collector]', or '.[collector]' in a checkout\n"
         )
         sys.exit(1)
     run()

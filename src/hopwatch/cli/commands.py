@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json as json_format
 import math
 import os
@@ -479,6 +480,10 @@ def demo(ctx: click.Context, *, fault: str, binding: str, sdk: str | None, hold:
         raise click.UsageError("the fault leak is one of the engine of a2a-sdk 1.x; leave --sdk out.")
     if sdk is not None and binding == "grpc":
         raise click.UsageError("the agents on a2a-sdk 0.3 do not speak gRPC; leave --sdk out.")
+    if importlib.util.find_spec("a2a") is None:
+        raise click.ClickException(
+            "the demo's agents need a2a-sdk, which is not installed. Remedy: pip install 'hopwatch[demo]', or `make demo` in a checkout"
+        )
     ctx.exit(demonstrate(fault=fault, json=as_json, hold=hold, sdk=sdk, binding=binding))
 
 

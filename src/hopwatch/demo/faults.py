@@ -140,8 +140,8 @@ def _two_locks(cascade: Cascade) -> str | None:
     if holders != {"reserve", "charge"}:
         return f"the locks are held by {sorted(holders)}"
     edges = [
-        "'charge' holds lock `account`, wants lock `stock`, which 'reserve' holds at ",
-        "'reserve' holds lock `stock`, wants lock `account`, which 'charge' holds at ",
+        "'charge' holds lock `account`, wants lock `stock` at ",
+        "'reserve' holds lock `stock`, wants lock `account` at ",
     ]
     missing = [edge for edge in edges if edge not in cascade["reason"]]
     return f"the reason does not say {missing}" if missing else None

@@ -469,8 +469,6 @@ def _watch(watch: Watch, planted: Fault, cast: Cast, fault: str, outcome: Outcom
         outcome.problem = f"before {planted.verdict} the verdict was {', '.join(before)}"
     if [verdict for _, verdict in outcome.history].count(planted.verdict) > 1:
         outcome.problem = f"{planted.verdict} had been said before, and was taken back"
-    if planted.prompt is not None and not (outcome.prompt or 0) <= planted.prompt:
-        outcome.problem = f"{planted.verdict} came after {outcome.prompt} s, not within {planted.prompt} s"
     if planted.ending is not None and outcome.problem is None:
         outcome.problem = _ended(watch, planted.ending, cast, outcome)
     if fault == "leak" and outcome.problem is None:
@@ -485,6 +483,8 @@ def _watch(watch: Watch, planted: Fault, cast: Cast, fault: str, outcome: Outcom
             outcome.problem = f"after SIGCONT the verdict is {outcome.verdict}, not in_flight"
         # What was asked for has been seen; the verdict that counts is the one before the worker went on.
         outcome.verdict = planted.verdict
+    if planted.prompt is not None and not (outcome.prompt or 0) <= planted.prompt and outcome.problem is None:
+        outcome.problem = f"{planted.verdict} came after {outcome.prompt} s, not within {planted.prompt} s"
 
 
 def _ended(watch: Watch, ending: Ending, cast: Cast, outcome: Outcome) -> str | None:

@@ -89,6 +89,8 @@ class Stage:
         if outcome.ended is not None:
             self._say(_ending(outcome.ended))
         times = f" {outcome.after} s after its start" if outcome.after is not None else ""
+        if outcome.prompt is not None:
+            times += f", {outcome.prompt} s after what caused it"
         lag = (
             f", {outcome.lag} s after the last hop's end"
             if outcome.verdict == "settled" and outcome.lag is not None

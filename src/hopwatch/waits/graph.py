@@ -742,20 +742,26 @@ def _edge(node: Node, labels: dict[int, str], holds: tuple[str, ...], stuck: set
     itself = len(others) == 1 and others[0] is node.task
     if node.kind in ("lock", "semaphore"):
         wants = label
-        words = f"wants {label}, which {'it' if itself else said} {'hold' if many else 'holds'}{' itself' * itself}"
+        who_has_it = f", which {'it' if itself else said} {'hold' if many else 'holds'}{' itself' * itself}"
+        verb = "wants"
     elif node.kind == "queue_put":
         wants = f"room in {label}"
-        words = f"wants {wants}, from which only {'it itself' if itself else said} could take"
+        who_has_it = f", from which only {'it itself' if itself else said} could take"
+        verb = "wants"
     elif node.kind == "queue_join":
         wants = f"{label} to be worked off"
-        words = f"waits for {wants}, from which {'it' if itself else said} took an item{' itself' * itself} without task_done"
+        who_has_it = (
+            f", from which {'it' if itself else said} took an item{' itself' * itself} without task_done"
+        )
+        verb = "waits for"
     else:
         sort = {"gather": " (gather)", "task_group": " (task group)", "wait": " (wait)"}.get(node.kind, "")
         wants = f"task{'s' * many} {said}{sort}"
-        words = f"waits for {wants}"
+        who_has_it = ""
+        verb = "waits for"
     mine = f"holds {' and '.join(holds)}, " if holds else ""
     where = f" at {at}" if at else ""
-    return Edge(name, node.kind, wants, who, holds, at, f"'{name}' {mine}{words}{where}")
+    return Edge(name, node.kind, wants, who, holds, at, f"'{name}' {mine}{verb} {wants}{where}{who_has_it}")
 
 
 def _listing(names: tuple[str, ...]) -> str:
