@@ -437,3 +437,19 @@ def test_with_every_detail_a_push_is_still_the_executions_and_all_of_it_settles(
             assert verdict(hops).verdict == "settled"
 
     run(story)
+
+
+@engines
+def test_messages_at_once_are_as_many_cascades_and_all_of_them_settle(engine):
+    async def story():
+        async with agent(engine=engine) as there, client(there.url) as peer:
+            await asyncio.gather(*(peer.send(now=bool(number % 2)) for number in range(20)))
+            await over()
+        found = list(cascades().values())
+        assert len(found) == 20
+        for hops in found:
+            assert tree(hops) == MESSAGE
+            assert hop(hops, "execution").task_state == "TASK_STATE_COMPLETED"
+            assert verdict(hops).verdict == "settled"
+
+    run(story)
