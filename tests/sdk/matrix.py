@@ -154,6 +154,7 @@ def plain(sentence):
     sentence = re.sub(r"\b[0-9a-f]{16}\b", "...", sentence)
     sentence = re.sub(r"0x[0-9a-f]+", "0x...", sentence)
     sentence = re.sub(r"(?:/[^\s/:]+)+/((?:a2a|tests)/[^\s:]+)", r"\1", sentence)
+    sentence = re.sub(r"(tests/sdk/\w+\.py):\d+", r"\1", sentence)
     return re.sub(r"'Task-\d+'", "'Task-n'", re.sub(r"\bTask-\d+:", "Task-n:", sentence))
 
 
