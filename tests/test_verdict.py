@@ -172,7 +172,7 @@ def test_of_what_is_cut_off_the_innermost_is_named_where_it_waited_for_something
         3, 2, kind="task", age=601, location="work.py:9 run", outcome="abandoned", reason="it awaited data"
     )
     assert verdict(above, task).reason == (
-        "Task of a (task 3) was abandoned: it awaited data; made at work.py:9 run; 1 more were abandoned."
+        "Task of a (task 3) was abandoned: it awaited data; made at work.py:9 run; 1 more was abandoned."
     )
 
 

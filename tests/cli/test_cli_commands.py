@@ -339,7 +339,7 @@ def demonstration(monkeypatch):
 def test_demo_ends_with_the_code_of_the_demonstration(demonstration):
     done = CliRunner().invoke(commands, ["demo", "--fault", "hang", "--hold", "--json"])
     assert done.exit_code == 3, done.output
-    assert demonstration == [{"fault": "hang", "json": True, "hold": True}]
+    assert demonstration == [{"fault": "hang", "json": True, "hold": True, "sdk": None, "binding": "jsonrpc"}]
 
 
 def test_demo_names_the_faults_that_there_are(demonstration):
