@@ -63,7 +63,13 @@ def played(story, folder):
 def _environment(folder):
     import os
 
-    return {**os.environ, "HOPWATCH_BLACKBOX": str(folder / "blackbox"), "PYTHONUNBUFFERED": "1"}
+    return {
+        **os.environ,
+        "HOPWATCH_BLACKBOX": str(folder / "blackbox"),
+        "PYTHONUNBUFFERED": "1",
+        # Whatever other instrumentations are installed beside: those of asyncio put a coroutine of theirs around each.
+        "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "asyncio,httpx,starlette,fastapi,asgi",
+    }
 
 
 @pytest.mark.skipif(
