@@ -69,6 +69,7 @@ def test_three_agents_that_do_their_work_settle_in_one_trace_over_four_processes
     assert not any(hop["late"] for hop in outcome["cascade"]["hops"])
 
 
+@pytest.mark.one_python
 @pytest.mark.parametrize("binding", ["rest", "grpc"])
 def test_whichever_binding_they_speak_it_is_the_same_cascade(binding):
     outcome = told("none", "--binding", binding)
@@ -78,6 +79,7 @@ def test_whichever_binding_they_speak_it_is_the_same_cascade(binding):
     assert not hops(outcome, late=True)
 
 
+@pytest.mark.one_python
 @pytest.mark.parametrize(("binding", "fault"), [("rest", "hang"), ("grpc", "kill")])
 def test_whichever_binding_they_speak_a_fault_gives_its_verdict_and_names_its_hop(binding, fault):
     outcome = told(fault, "--binding", binding)
@@ -113,6 +115,7 @@ def test_two_locks_in_opposite_order_stall_with_both_tasks_both_holders_and_the_
         ]
 
 
+@pytest.mark.one_python
 def test_a_refused_push_stalls_the_one_that_waits_for_it_and_is_named():
     outcome = told("drop-push")
     assert "answered 503" in outcome["cascade"]["reason"]
@@ -121,6 +124,7 @@ def test_a_refused_push_stalls_the_one_that_waits_for_it_and_is_named():
     assert waiting["waits_on"]["line"]
 
 
+@pytest.mark.one_python
 def test_a_slow_server_keeps_it_in_flight_and_then_it_settles():
     outcome = told("slow")
     assert [change["verdict"] for change in outcome["history"]] == ["in_flight", "settled"]
@@ -221,17 +225,20 @@ def test_without_hopwatch_the_worker_ends_with_the_same_exit_code(tmp_path, faul
             cast.end()
 
 
+@pytest.mark.one_python
 def test_a_worker_that_is_stopped_is_silent_and_in_flight_again_when_it_goes_on():
     outcome = told("silent")
     assert [change["verdict"] for change in outcome["history"]] == ["in_flight", "silent", "in_flight"]
 
 
+@pytest.mark.one_python
 def test_a_worker_whose_telemetry_never_leaves_it_is_unknown_and_never_settled():
     outcome = told("lost")
     assert all(change["verdict"] in ("in_flight", "unknown") for change in outcome["history"])
     assert "was promised hop" in outcome["cascade"]["reason"]
 
 
+@pytest.mark.one_python
 def test_a_subscriber_that_stalls_keeps_it_in_flight_with_producer_queue_events_and_subscriber_until_it_hangs_up():
     outcome = told("leak")
     assert [change["verdict"] for change in outcome["history"]] == ["in_flight", "settled"]
@@ -249,6 +256,7 @@ def test_a_subscriber_that_stalls_keeps_it_in_flight_with_producer_queue_events_
     assert f"'producer:{worker['task_id']}' cannot close" in reason
 
 
+@pytest.mark.one_python
 def test_work_that_begins_after_its_parent_closed_is_flagged_and_it_settles_only_after_it():
     outcome = told("late")
     assert [change["verdict"] for change in outcome["history"]] == ["in_flight", "settled"]

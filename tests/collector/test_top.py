@@ -28,7 +28,7 @@ from hopwatch.cli.top.lines import lane_lines, tree_lines
 from hopwatch.cli.top.scale import Moments, Scale
 from hopwatch.cli.top.stream import Events
 
-pytestmark = [pytest.mark.processes, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.one_python, pytest.mark.processes, pytest.mark.timeout(180)]
 
 MARKUP = "[bold red]taken[/] [@click=app.end]here[/] [/nothing] \\[x] [link=file:///etc]l[/link]"
 CONTROL = "\x1b[2J\x1b]0;taken\x07\r\nnew line\tand\x9b31m\x00"

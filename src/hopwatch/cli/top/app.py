@@ -7,7 +7,7 @@ import contextlib
 import signal
 from typing import TYPE_CHECKING, ClassVar, Final
 
-from textual.app import App
+from textual.app import App, ScreenStackError
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.screen import ModalScreen, Screen
@@ -165,15 +165,23 @@ class Top(App[None]):
     def _told(self, _: str) -> None:
         self._dirty = True
 
+    def _view(self) -> View | None:
+        """What is looked at; None for a box with a question, and while the application ends."""
+        try:
+            screen = self.screen
+        except ScreenStackError:
+            return None
+        return screen if isinstance(screen, View) else None
+
     def _pass_on(self) -> None:
-        screen = self.screen
-        if not self._dirty or not isinstance(screen, View):
+        screen = self._view()
+        if not self._dirty or screen is None:
             return
         self._dirty = False
         screen.tell_link()
         screen.changed()
 
     def _tick(self) -> None:
-        screen = self.screen
-        if isinstance(screen, View) and self.known.link == "live":
+        screen = self._view()
+        if screen is not None and self.known.link == "live":
             screen.tick()
