@@ -842,6 +842,148 @@ def test_an_interceptor_that_sends_again_reaches_two_and_both_have_to_be_known()
     run(story)
 
 
+class Hands(grpc.aio.UnaryUnaryClientInterceptor):
+    """Has each call made by a worker that was started elsewhere, as a limiter of calls does."""
+
+    def __init__(self, change=lambda details: details):
+        self.due = asyncio.Queue()
+        self.change = change
+        self.worker = asyncio.create_task(self.work())
+
+    async def work(self):
+        while True:
+            make, answer = await self.due.get()
+            try:
+                answer.set_result(await (await make()))
+            except grpc.aio.AioRpcError as error:
+                answer.set_exception(error)
+            self.due.task_done()
+
+    async def intercept_unary_unary(self, continuation, details, message):
+        answer = asyncio.get_running_loop().create_future()
+        self.due.put_nowait((lambda: continuation(self.change(details), message), answer))
+        return await answer
+
+
+def for_a_moment(details):
+    return details._replace(timeout=0.5)
+
+
+def without_metadata(details):
+    return for_a_moment(details)._replace(metadata=grpc.aio.Metadata())
+
+
+async def never(_):
+    await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("change", [for_a_moment, without_metadata])
+def test_a_call_that_is_made_by_a_worker_has_not_reached_nobody(change):
+    async def story():
+        async with foreign(never) as address, client(address, interceptors=[Hands(change)]) as peer:
+            with pytest.raises(A2AClientTimeoutError):
+                await answers(peer, request())
+            await over()
+        hops = only_cascade()
+        assert (hop(hops, "send").peer, hop(hops, "send").outcome) == ("unknown", "failed")
+        assert verdict(hops).verdict == "unknown"
+
+    run(story)
+
+
+def test_calls_that_a_worker_makes_for_others_are_each_that_of_its_own_send():
+    async def story():
+        async with agent() as address, client(address, interceptors=[Hands()]) as peer:
+            await answers(peer, request())
+            await answers(peer, request())
+            await over()
+        assert len(cascades()) == 2
+        for hops in cascades().values():
+            assert tree(hops) == MESSAGE
+            assert (hop(hops, "send").peer, hop(hops, "send").attempts) == ("instrumented", 0)
+            assert verdict(hops).verdict == "settled"
+
+    run(story)
+
+
+class Refreshes(Hands):
+    """Tries again with a fresh token where it is refused: by its worker, and with other metadata."""
+
+    async def intercept_unary_unary(self, continuation, details, message):
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            await (await continuation(details, message))
+        return await super().intercept_unary_unary(continuation, details, message)
+
+
+def test_a_refusal_is_not_the_last_word_where_somebody_tries_again_out_of_sight():
+    async def story():
+        asked = []
+
+        async def refuse(context):
+            asked.append(context)
+            if len(asked) == 1:
+                await context.abort(grpc.StatusCode.UNAUTHENTICATED, "no")
+            await never(context)
+
+        again = Refreshes(without_metadata)
+        async with foreign(refuse) as address, client(address, interceptors=[again]) as peer:
+            with pytest.raises(A2AClientTimeoutError):
+                await answers(peer, request())
+            await over()
+        assert len(asked) == 2
+        hops = only_cascade()
+        assert hop(hops, "send").peer == "unknown"
+        assert verdict(hops).verdict == "unknown"
+
+    run(story)
+
+
+def test_a_call_that_is_made_after_hopwatch_was_taken_out_has_not_reached_nobody():
+    async def story():
+        held, release = asyncio.Event(), asyncio.Event()
+
+        class Holds(grpc.aio.UnaryUnaryClientInterceptor):
+            async def intercept_unary_unary(self, continuation, details, message):
+                held.set()
+                await release.wait()
+                return await continuation(for_a_moment(details), message)
+
+        async with foreign(never) as address, client(address, interceptors=[Holds()]) as peer:
+            asking = asyncio.create_task(answers(peer, request()))
+            await held.wait()
+            A2AInstrumentor().uninstrument()
+            try:
+                release.set()
+                with pytest.raises(A2AClientTimeoutError):
+                    await asking
+            finally:
+                A2AInstrumentor().instrument()
+        hops = only_cascade()
+        assert hop(hops, "send").peer == "unknown"
+        assert verdict(hops).verdict == "unknown"
+
+    run(story)
+
+
+def test_a_message_for_which_no_call_was_made_is_owed_by_nobody(monkeypatch):
+    from a2a.client.transports.grpc import GrpcTransport
+
+    def broken(*_):
+        raise ValueError("no metadata today")
+
+    monkeypatch.setattr(GrpcTransport, "_get_grpc_metadata", broken)
+
+    async def story():
+        async with client(NOWHERE) as peer:
+            with pytest.raises(ValueError, match="no metadata"):
+                await answers(peer, request())
+        hops = only_cascade()
+        assert hop(hops, "send").peer == "refused"
+        assert verdict(hops).verdict == "settled"
+
+    run(story)
+
+
 RETRIES = json.dumps(
     {
         "methodConfig": [

@@ -570,6 +570,7 @@ class A2AInstrumentor(BaseInstrumentor):  # type: ignore[misc]
             a2a_events.forget()
             a2a_results.forget()
             a2a_streams.forget()
+            a2a_grpc.forget()
         except Exception:  # noqa: BLE001
             failed("a2a.uninstrument")
 

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import sys
 from asyncio import current_task
+from collections.abc import Iterator
 from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
-from weakref import WeakKeyDictionary, ref
+from weakref import WeakKeyDictionary, WeakValueDictionary, ref
 
 from hopwatch import attributes as names
 from hopwatch import propagation, telemetry
@@ -60,6 +61,18 @@ class Channel:
 _channels: WeakKeyDictionary[Any, Channel] = WeakKeyDictionary()
 _wrapped: set[str] = set()
 """What of grpc.aio has been wrapped; all of it, as a rule."""
+_sent: WeakValueDictionary[str, Entry] = WeakValueDictionary()
+"""By its hop, each send whose call is being made, for code that makes it in another context, as an interceptor's worker does."""
+_BEGINS_WORK: Final = (b"/SendMessage", b"/SendStreamingMessage")
+
+
+class _Seen:
+    """What has been seen so far, to be compared at the end of a send with what was seen at its beginning."""
+
+    strays = 0
+    """How many messages went out that no send could be found for."""
+    rounds = 0
+    """How often the seams were wrapped, or put back."""
 
 
 def address_of(target: str) -> tuple[str, int]:
@@ -86,7 +99,9 @@ class Message(http_client.Target):
     all else when the send ends.
     """
 
-    __slots__ = ("answered", "before", "begun", "call", "channel", "key", "refused", "seen", "status", "told")
+    __slots__ = (
+        "answered", "before", "begun", "call", "called", "channel", "key", "refused", "rounds", "seen", "status", "strays", "told",
+    )  # fmt: skip
 
     def __init__(self, transport: Any) -> None:
         # Not `Target.__init__`: it wants httpx's client, and `is_meant` says no to every one of them.
@@ -99,6 +114,10 @@ class Message(http_client.Target):
         kind = type(getattr(transport, "channel", None))
         self.seen = kind.__module__ == "grpc.aio._channel" and len(_wrapped) == len(_SEAMS)
         """Whether no call can be made that is not noted here."""
+        self.rounds = _Seen.rounds
+        self.strays = _Seen.strays
+        self.called = False
+        """Whether the stub was called. A call of gRPC need not come of it: interceptors make that, when and where they like."""
         self.begun = 0
         """How many calls were made: more than one where an interceptor tries again."""
         self.refused = 0
@@ -136,13 +155,18 @@ class Message(http_client.Target):
         self.asks_no_more()
         if self.status not in ("", "OK"):
             entry.set(names.RPC_STATUS_CODE, self.status)
-        reached = self.begun - self.refused + self.before
+        # Nobody knows whose they were. They may be this one's, by an interceptor that has a call made elsewhere.
+        strays = _Seen.strays - self.strays
+        reached = self.begun - self.refused + self.before + strays
         if reached > 1:
             entry.set(names.PEER_ATTEMPTS, reached)
-        if names.PEER in (entry.attributes or {}) or (self.seen and not self.begun):
+        if names.PEER in (entry.attributes or {}):
+            return
+        every = not strays and self.rounds == _Seen.rounds
+        if self.seen and every and not self.called and not self.begun:
             return  # what was never called is judged as over any binding
-        nobody = self.seen and reached == 0
-        entry.set(names.PEER, "opaque" if self.answered else "refused" if nobody else "unknown")
+        nobody = self.seen and every and self.begun > 0 and reached == 0
+        entry.set(names.PEER, "opaque" if self.answered and every else "refused" if nobody else "unknown")
 
 
 def _calling(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -154,7 +178,9 @@ def _calling(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[st
         message = entry.instance_of
         if isinstance(message, Message) and SERVICE in _bytes(instance._method):  # noqa: SLF001
             http_client.outgoing.set(None)
+            message.called = True
             message.seen, seen = False, message.seen  # unless all goes well here
+            _sent[entry.id] = entry
             kwargs = {**kwargs, "metadata": _with_ours(kwargs.get("metadata"), entry)}
             channel = message.channel = _channels.get(instance._references[0])  # noqa: SLF001
             if channel is not None:
@@ -220,9 +246,16 @@ def _with_ours(metadata: Any, entry: Entry) -> Any:
 
 def _made(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """A call has been made: an attempt. Its callback must not keep it, for a call that is dropped is cancelled."""
-    entry = _attempted.get()
-    method = args[6] if len(args) > 6 else kwargs.get("method")
-    if entry is None or SERVICE not in _bytes(method):
+    entry = None
+    try:
+        method = _bytes(args[6] if len(args) > 6 else kwargs.get("method"))
+        if SERVICE in method:
+            entry = _whose(args[2] if len(args) > 2 else kwargs.get("metadata"))
+            if entry is None and method.endswith(_BEGINS_WORK):
+                _Seen.strays += 1
+    except Exception:  # noqa: BLE001
+        failed("grpc.made")
+    if entry is None:
         return wrapped(*args, **kwargs)
     # The tasks that a call makes for itself do nothing but what the send waits for, and it tells that.
     hop = current.set(None)
@@ -241,6 +274,23 @@ def _made(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, 
     except Exception:  # noqa: BLE001
         failed("grpc.attempt")
     return result
+
+
+def _whose(metadata: Any) -> Entry | None:
+    """The send that a call is made for: as its metadata says, or else its context; None where that is over, or unknown.
+
+    The context is not always the call's own: who makes calls for others may have been started within another send.
+    """
+    entry = None
+    if not isinstance(metadata, Iterator):  # which could be read only once
+        for key, value in metadata or ():
+            found = propagation.hop_in_tracestate(str(value)) if key == "tracestate" else None
+            if found is not None:
+                entry = _sent.get(found[1])
+                break
+    if entry is None:
+        entry = _attempted.get()
+    return entry if entry is not None and entry.done is None else None
 
 
 def _over(entry: Entry, reference: Any) -> None:
@@ -352,7 +402,7 @@ def instrument(patches: Patches) -> list[str]:
     """
     telemetry.asks = http_client.asks
     missing = []
-    _wrapped.clear()
+    forget()
     for module, owner, name, wrapper in _SEAMS:
         found = getattr(sys.modules.get(module), owner, None)
         seam = f"{module}.{owner}.{name}"
@@ -361,3 +411,9 @@ def instrument(patches: Patches) -> list[str]:
         else:
             missing.append(seam)
     return missing
+
+
+def forget() -> None:
+    """Say that the seams are not wrapped, or not yet: a send that began before cannot know of every call."""
+    _wrapped.clear()
+    _Seen.rounds += 1
