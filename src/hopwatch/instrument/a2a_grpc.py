@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
 SERVICE: Final = b"A2AService/"
 """What stands in the path of each of A2A's methods: `/lf.a2a.v1.A2AService/SendMessage`, in the older protocol `/a2a.v1.`."""
-_REFUSING: Final = ("failed to connect to all addresses", "errors resolving ", "DNS resolution failed")
-"""How gRPC (1.66 to 1.85) begins to say that it reached nobody."""
 CHANGED: Final = frozenset({"traceparent", "tracestate"})
 """Metadata of ours, instead of what the application may have there."""
 _attempted: ContextVar[Entry | None] = ContextVar("hopwatch_grpc_call", default=None)
@@ -44,10 +42,9 @@ _attempted: ContextVar[Entry | None] = ContextVar("hopwatch_grpc_call", default=
 class Channel:
     """What was said when a channel was made."""
 
-    __slots__ = ("governed", "host", "made", "port")
+    __slots__ = ("governed", "host", "port")
 
-    def __init__(self, made: Any, target: str, options: Iterable[tuple[str, Any]]) -> None:
-        self.made = ref(made)
+    def __init__(self, target: str, options: Iterable[tuple[str, Any]]) -> None:
         self.host, self.port = address_of(target)
         self.governed = target.startswith("xds:") or any(
             any(word in str(value) for word in ("retryPolicy", "hedgingPolicy", "timeout"))
@@ -100,7 +97,7 @@ class Message(http_client.Target):
     """
 
     __slots__ = (
-        "answered", "before", "begun", "call", "called", "channel", "key", "refused", "rounds", "seen", "status", "strays", "told",
+        "answered", "before", "begun", "call", "called", "channel", "key", "rounds", "seen", "status", "strays", "told",
     )  # fmt: skip
 
     def __init__(self, transport: Any) -> None:
@@ -120,8 +117,6 @@ class Message(http_client.Target):
         """Whether the stub was called. A call of gRPC need not come of it: interceptors make that, when and where they like."""
         self.begun = 0
         """How many calls were made: more than one where an interceptor tries again."""
-        self.refused = 0
-        """How many of them have reached nobody."""
         self.before = 0
         """How often gRPC's core tried besides, as far as the receiver tells."""
         self.answered = False
@@ -157,7 +152,7 @@ class Message(http_client.Target):
             entry.set(names.RPC_STATUS_CODE, self.status)
         # Nobody knows whose they were. They may be this one's, by an interceptor that has a call made elsewhere.
         strays = _Seen.strays - self.strays
-        reached = self.begun - self.refused + self.before + strays
+        reached = self.begun + self.before + strays
         if reached > 1:
             entry.set(names.PEER_ATTEMPTS, reached)
         if names.PEER in (entry.attributes or {}):
@@ -165,8 +160,8 @@ class Message(http_client.Target):
         every = not strays and self.rounds == _Seen.rounds
         if self.seen and every and not self.called and not self.begun:
             return  # what was never called is judged as over any binding
-        nobody = self.seen and every and self.begun > 0 and reached == 0
-        entry.set(names.PEER, "opaque" if self.answered and every else "refused" if nobody else "unknown")
+        # Never "refused": that gRPC could not connect may be what somebody at the other end says, of a third.
+        entry.set(names.PEER, "opaque" if self.answered and every else "unknown")
 
 
 def _calling(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -305,9 +300,6 @@ def _over(entry: Entry, reference: Any) -> None:
         metadata = [*_now(call.initial_metadata()), *_now(call.trailing_metadata())]
         if _acknowledged(entry, message, metadata):
             return
-        if status == "UNAVAILABLE" and _reached_nobody(message, str(_now(call.details()))):
-            message.refused += 1
-            return
         once = message.channel is not None and not message.channel.governed
         if status == "OK" or (status in names.RPC_REFUSALS and once):
             message.answered = True
@@ -330,19 +322,6 @@ def _acknowledged(entry: Entry, message: Message, metadata: Iterable[tuple[str, 
         # The core tried before, and nobody here was told. What came of it only those know who got it.
         message.before = max(message.before, min(int(before), 1000))
     return True
-
-
-def _reached_nobody(message: Message, details: str) -> bool:
-    """Whether a call that failed as UNAVAILABLE cannot have arrived anywhere.
-
-    Its status may be somebody's at the other end who failed to connect to a third, and hands that on as it is. But then
-    the channel itself is connected.
-    """
-    channel = message.channel
-    if channel is None or channel.governed or not details.startswith(_REFUSING):
-        return False
-    made = channel.made()
-    return made is not None and made.get_state().name in ("TRANSIENT_FAILURE", "CONNECTING")
 
 
 def _now(answer: Any) -> Any:
@@ -379,7 +358,7 @@ def _channel_made(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: di
     try:
         target = args[0] if args else kwargs["target"]
         options = args[1] if len(args) > 1 else kwargs.get("options")
-        _channels[instance] = Channel(instance, str(target), tuple(options or ()))
+        _channels[instance] = Channel(str(target), tuple(options or ()))
     except Exception:  # noqa: BLE001
         failed("grpc.channel")
     return result
