@@ -42,6 +42,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 import hopwatch
+import test_a2a
 from exported import cascades, exporter, fresh, only_cascade, others, ours, tree, verdict
 from hopwatch import attributes as names
 from hopwatch import process, propagation, telemetry
@@ -1036,6 +1037,42 @@ def test_a_channel_that_tries_again_by_itself_is_never_said_to_have_reached_nobo
             with pytest.raises(A2AClientError):
                 await answers(peer, request())
         assert hop(only_cascade(), "send").peer == "unknown"
+
+    run(story)
+
+
+@pytest.mark.parametrize(
+    ("count", "attempts"),
+    [("2", 2), ("1", 0), ("0", 0), ("9" * 9, 1000), ("9" * 5000, 0), ("-2", 0), ("2.0", 0), ("", 0)],
+)
+def test_a_proxy_that_says_that_it_sent_the_message_before_has_reached_another_one(count, attempts):
+    async def story():
+        class Proxy(grpc.aio.UnaryUnaryClientInterceptor):
+            async def intercept_unary_unary(self, continuation, details, message):
+                details.metadata.add("x-envoy-attempt-count", count)
+                return await continuation(details, message)
+
+        async with agent() as address, client(address, interceptors=[Proxy()]) as peer:
+            await answers(peer, request())
+            await over()
+        hops = only_cascade()
+        assert tree(hops) == MESSAGE
+        assert (hop(hops, "send").peer, hop(hops, "send").attempts) == ("instrumented", attempts)
+        assert verdict(hops).verdict == ("unknown" if attempts else "settled")
+
+    run(story)
+
+
+def test_a_proxy_over_http_that_says_that_it_sent_the_message_before_has_reached_another_one():
+    async def story():
+        async with test_a2a.agent() as url, test_a2a.client(url) as peer:
+            context = ClientCallContext(service_parameters={"x-envoy-attempt-count": "3"})
+            async for _ in peer.send_message(request(), context=context):
+                pass
+            await over()
+        hops = only_cascade()
+        assert (hop(hops, "send").peer, hop(hops, "send").attempts) == ("instrumented", 3)
+        assert verdict(hops).verdict == "unknown"
 
     run(story)
 

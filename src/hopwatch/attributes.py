@@ -123,7 +123,9 @@ ACKNOWLEDGEMENT_HEADER: Final = "hopwatch-hop"
 """Beside `traceresponse`, which other instrumentations set too: the same value, and certainly a hop's."""
 TRACERESPONSE_HEADER: Final = "traceresponse"
 ATTEMPTS_HEADER: Final = "hopwatch-attempts"
-"""Back over gRPC, where its core tried a call before: how often. Only the receiver gets to know it."""
+"""Back, where gRPC's core or a proxy sent the same message before: how often. Only the receiver gets to know it."""
+PROXY_ATTEMPT_HEADER: Final = "x-envoy-attempt-count"
+"""To the receiver, from Envoy and what is built on it, if told to: the how manieth attempt this is."""
 
 # Metrics.
 METRIC_OPEN: Final = "hopwatch.hops.open"

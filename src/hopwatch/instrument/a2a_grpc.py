@@ -118,7 +118,7 @@ class Message(http_client.Target):
         self.begun = 0
         """How many calls were made: more than one where an interceptor tries again."""
         self.before = 0
-        """How often gRPC's core tried besides, as far as the receiver tells."""
+        """How often gRPC's core, or a proxy, tried besides, as far as the receiver tells."""
         self.answered = False
         """Whether somebody answered, with an acknowledgement or without."""
         self.status = ""
@@ -318,9 +318,8 @@ def _acknowledged(entry: Entry, message: Message, metadata: Iterable[tuple[str, 
         return False
     propagation.acknowledged(entry, str(header))
     message.answered = True
-    if before.isdecimal():
-        # The core tried before, and nobody here was told. What came of it only those know who got it.
-        message.before = max(message.before, min(int(before), 1000))
+    # The core or a proxy tried before, and nobody here was told. What came of it only those know who got it.
+    message.before = max(message.before, propagation.number(before))
     return True
 
 

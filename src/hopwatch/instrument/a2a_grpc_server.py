@@ -49,19 +49,20 @@ _OURS: Final = frozenset({names.ACKNOWLEDGEMENT_HEADER, names.ATTEMPTS_HEADER})
 class Served(asgi.Exchange):
     """One call of gRPC that is being served; as a block, what runs inside serves it."""
 
-    __slots__ = ("_around", "_context", "_hop", "_outer", "before", "name", "opened")
+    __slots__ = ("_around", "_context", "_hop", "_outer", "name", "opened")
 
     def __init__(self, name: str, context: Any) -> None:
         found: dict[str, list[str]] = {}
         for key, value in context.invocation_metadata() or ():
-            if key in CHANGED or key == _ATTEMPTS:
+            if key in CHANGED or key in (_ATTEMPTS, names.PROXY_ATTEMPT_HEADER):
                 found.setdefault(key, []).append(str(value))
         headers = [(key.encode(), ",".join(values).encode()) for key, values in found.items()]
         super().__init__({"headers": headers, "path": name})
         self.name = name
         self._context = context
-        self.before = found.get(_ATTEMPTS, [""])[0]
-        """How often gRPC's core tried this call before, as it says; empty for never."""
+        self.before = propagation.attempts_before(
+            found.get(_ATTEMPTS, [""])[-1], found.get(names.PROXY_ATTEMPT_HEADER, [""])[-1]
+        )
         self.opened = False
 
     def __enter__(self) -> None:
@@ -104,7 +105,7 @@ class Served(asgi.Exchange):
     def _answer(self) -> tuple[tuple[str, str], ...]:
         value = propagation.acknowledgement(self.entry, self.carrier.cascade if self.carrier else "")
         answer = ((names.TRACERESPONSE_HEADER, value), (names.ACKNOWLEDGEMENT_HEADER, value))
-        return (*answer, (names.ATTEMPTS_HEADER, self.before)) if self.before else answer
+        return (*answer, (names.ATTEMPTS_HEADER, str(self.before))) if self.before else answer
 
     def acknowledge_at_end(self) -> None:
         """Add the acknowledgement to the trailing metadata, beside what the application has there."""
