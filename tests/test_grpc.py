@@ -592,7 +592,7 @@ def test_a_gateway_that_gave_up_leaves_it_unknown_who_took_the_message():
     run(story)
 
 
-@pytest.mark.parametrize("code", ["INVALID_ARGUMENT", "UNIMPLEMENTED", "PERMISSION_DENIED"])
+@pytest.mark.parametrize("code", ["UNAUTHENTICATED", "UNIMPLEMENTED", "PERMISSION_DENIED"])
 def test_a_peer_without_hopwatch_that_refuses_the_message_has_not_taken_it(code):
     async def story():
         async def refuse(context):
@@ -605,6 +605,40 @@ def test_a_peer_without_hopwatch_that_refuses_the_message_has_not_taken_it(code)
         assert (hop(hops, "send").peer, hop(hops, "send").outcome) == ("opaque", "failed")
         judged = verdict(hops)
         assert (judged.verdict, judged.opaque) == ("settled", [address])
+
+    run(story)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("code", ["NOT_FOUND", "INVALID_ARGUMENT", "FAILED_PRECONDITION", "ABORTED"])
+def test_a_peer_without_hopwatch_that_answers_an_error_may_have_begun_before(code, streaming):
+    async def story():
+        async def begin(context):
+            await context.abort(grpc.StatusCode[code], "no such file")
+
+        async with foreign(begin) as address, client(address, streaming=streaming) as peer:
+            with pytest.raises(A2AClientError):
+                await answers(peer, request())
+        assert verdict(only_cascade()).verdict == "unknown"
+
+    run(story)
+
+
+def test_a_peer_without_hopwatch_that_does_not_know_a_task_cancels_none():
+    class Knows(Foreign):
+        async def CancelTask(self, request, context):  # noqa: N802
+            await self.answer(context)
+
+    async def story():
+        async def refuse(context):
+            await context.abort(grpc.StatusCode.NOT_FOUND, "no such task")
+
+        async with foreign(Knows(refuse)) as address, client(address) as peer:
+            with hopwatch.cascade("asks"), pytest.raises(A2AClientError):
+                await peer.cancel_task(CancelTaskRequest(id="nobody's"))
+        hops = only_cascade()
+        assert hop(hops, "send").peer == "opaque"
+        assert verdict(hops).verdict == "settled"
 
     run(story)
 

@@ -190,11 +190,15 @@ PEERS: Final = ("instrumented", "opaque", "refused", "unknown")
 TERMINAL_STATES: Final = frozenset(
     {"TASK_STATE_COMPLETED", "TASK_STATE_CANCELED", "TASK_STATE_FAILED", "TASK_STATE_REJECTED"}
 )
-RPC_REFUSALS: Final = frozenset(
+RPC_ANSWERS: Final = frozenset(
     {
         "INVALID_ARGUMENT", "NOT_FOUND", "ALREADY_EXISTS", "PERMISSION_DENIED", "FAILED_PRECONDITION", "ABORTED",
         "OUT_OF_RANGE", "UNIMPLEMENTED", "UNAUTHENTICATED",
     }
 )  # fmt: skip
-"""Statuses of gRPC by which somebody at the other end refuses a call, as 4xx does. The others gRPC may have made up itself."""
+"""Statuses of gRPC that somebody at the other end gives. The others gRPC may have made up itself."""
+RPC_REFUSALS: Final = frozenset({"UNAUTHENTICATED", "PERMISSION_DENIED", "UNIMPLEMENTED"})
+"""Those by which a message is refused before anything is done for it. After the others an agent may have begun, and be at it still."""
+BEGINS_WORK: Final = frozenset({"SendMessage", "SendStreamingMessage"})
+"""A2A's methods by which work begins. One of the others that is answered with an error begins none."""
 INTERRUPTED_STATES: Final = frozenset({"TASK_STATE_INPUT_REQUIRED", "TASK_STATE_AUTH_REQUIRED"})

@@ -301,7 +301,7 @@ def _over(entry: Entry, reference: Any) -> None:
         if _acknowledged(entry, message, metadata):
             return
         once = message.channel is not None and not message.channel.governed
-        if status == "OK" or (status in names.RPC_REFUSALS and once):
+        if status == "OK" or (status in names.RPC_ANSWERS and once):
             message.answered = True
     except Exception:  # noqa: BLE001
         failed("grpc.answer")
