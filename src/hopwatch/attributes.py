@@ -199,6 +199,4 @@ RPC_ANSWERS: Final = frozenset(
 """Statuses of gRPC that somebody at the other end gives. The others gRPC may have made up itself."""
 RPC_REFUSALS: Final = frozenset({"UNAUTHENTICATED", "PERMISSION_DENIED", "UNIMPLEMENTED"})
 """Those by which a message is refused before anything is done for it. After the others an agent may have begun, and be at it still."""
-BEGINS_WORK: Final = frozenset({"SendMessage", "SendStreamingMessage"})
-"""A2A's methods by which work begins. One of the others that is answered with an error begins none."""
 INTERRUPTED_STATES: Final = frozenset({"TASK_STATE_INPUT_REQUIRED", "TASK_STATE_AUTH_REQUIRED"})

@@ -13,11 +13,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from hopwatch import across
 from hopwatch.attributes import (
-    A2A_METHOD_NAME,
-    BEGINS_WORK,
     HTTP_STATUS_CODE,
     INTERRUPTED_STATES,
-    RPC_ANSWERS,
     RPC_REFUSALS,
     RPC_STATUS_CODE,
     TERMINAL_STATES,
@@ -331,12 +328,7 @@ def _missing(
             state = told.get((name, hop.task_id), (None, 0))[0] if hop.task_id else None
             status = hop.attributes.get(HTTP_STATUS_CODE)
             refused = (isinstance(status, int) and 400 <= status < 500) or (
-                hop.attributes.get(RPC_STATUS_CODE)
-                in (
-                    RPC_REFUSALS
-                    if hop.attributes.get(A2A_METHOD_NAME, hop.name) in BEGINS_WORK
-                    else RPC_ANSWERS
-                )
+                hop.attributes.get(RPC_STATUS_CODE) in RPC_REFUSALS
             )
             if (
                 hop.kind == "send"

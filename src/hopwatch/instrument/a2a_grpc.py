@@ -97,7 +97,7 @@ class Message(http_client.Target):
     """
 
     __slots__ = (
-        "answered", "before", "begun", "call", "called", "channel", "key", "rounds", "seen", "status", "strays", "told",
+        "answered", "before", "begun", "called", "channel", "key", "rounds", "seen", "status", "strays", "streams", "told",
     )  # fmt: skip
 
     def __init__(self, transport: Any) -> None:
@@ -121,10 +121,10 @@ class Message(http_client.Target):
         """How often gRPC's core, or a proxy, tried besides, as far as the receiver tells."""
         self.answered = False
         """Whether somebody answered, with an acknowledgement or without."""
+        self.streams = False
+        """Whether the first event of a stream has come."""
         self.status = ""
         """The status of the newest call that has ended."""
-        self.call: Any = None
-        """Weak reference to the newest call."""
         self.channel: Channel | None = None
         self.key = 0
         self.told: list[Any] | None = None
@@ -157,6 +157,9 @@ class Message(http_client.Target):
             entry.set(names.PEER_ATTEMPTS, reached)
         if names.PEER in (entry.attributes or {}):
             return
+        if self.streams and self.status != "OK":
+            # It was left, or cut: who acknowledges does it at the end. No error is a refusal after that.
+            self.answered = False
         every = not strays and self.rounds == _Seen.rounds
         if self.seen and every and not self.called and not self.begun:
             return  # what was never called is judged as over any binding
@@ -261,7 +264,6 @@ def _made(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, 
     message: Message = entry.instance_of
     message.begun += 1
     try:
-        message.call = ref(instance)
         if message.told is not None:
             deadline = args[1] if len(args) > 1 else kwargs.get("deadline")
             message.told[2] += 1 if deadline is None else 2
@@ -338,18 +340,11 @@ def _now(answer: Any) -> Any:
 
 
 def streams(entry: Entry | None) -> None:
-    """Say that the first event of the stream that a send asked for has come, and so has its initial metadata."""
+    """Say that the first event of the stream that a send asked for has come. Who sent it is known at the end."""
     message = entry.instance_of if entry is not None else None
-    if entry is None or not isinstance(message, Message):
-        return
-    try:
+    if isinstance(message, Message):
+        message.streams = True
         message.asks_no_more()
-        call = message.call() if message.call is not None else None
-        if call is not None:
-            _acknowledged(entry, message, _now(call.initial_metadata()))
-            message.answered = True  # if it is not acknowledged here, it may be at its end
-    except Exception:  # noqa: BLE001
-        failed("grpc.stream")
 
 
 def _channel_made(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -1,8 +1,8 @@
 """Which request of ours does this call of gRPC belong to? Served by the SDK's `GrpcHandler`, and acknowledged.
 
-`CompatGrpcHandler`, for agents that speak the older protocol, is served alike. The acknowledgement is trailing metadata, which costs no
-message of its own; and of a stream initial metadata too, with its first event, for who leaves it early, or sees it cut, never gets the
-trailing one.
+`CompatGrpcHandler`, for agents that speak the older protocol, is served alike. The acknowledgement is trailing metadata, also of a stream.
+Initial metadata would tell more and earlier, but it can be sent only once: until the first event has left the outermost interceptor,
+the application may send its own, or set the compression.
 """
 
 from __future__ import annotations
@@ -122,25 +122,6 @@ class Served(asgi.Exchange):
         except Exception:  # noqa: BLE001
             failed("grpc.acknowledge")
 
-    async def begin_to_answer(self) -> None:
-        """Send the acknowledgement with the first event of a stream.
-
-        gRPC itself would send its initial metadata now, so nobody can send any after this. If the application has done it
-        already, what it sent stands, and the acknowledgement comes at the end.
-        """
-        self.status = 1  # it owes no answer any more
-        if self.carrier is None:
-            return
-        try:
-            sending = self._context.send_initial_metadata(self._answer())
-        except Exception:  # noqa: BLE001
-            failed("grpc.acknowledge")
-            return
-        try:  # noqa: SIM105 - no context manager between the application and its cancellation
-            await sending
-        except Exception:  # noqa: BLE001, S110 - sent already, or the caller is gone: gRPC tells the application as it would
-            pass
-
     def close(self, error: BaseException | None) -> None:
         """End the hop as the status of the call, or the lack of one, says."""
         self.answered = self.over = True
@@ -217,7 +198,7 @@ def _serving_stream(name: str) -> Any:
                         return
                 if first:
                     first = False
-                    await served.begin_to_answer()
+                    served.status = 1  # it owes no answer any more
                 yield event
         except BaseException as raised:
             error = raised
