@@ -732,6 +732,64 @@ def test_the_applications_own_metadata_arrives_beside_ours():
     run(story)
 
 
+KINDS = {
+    "none": lambda _: None,
+    "list": list,
+    "tuple": tuple,
+    "Metadata": lambda pairs: grpc.aio.Metadata(*pairs),
+    "generator": lambda pairs: (pair for pair in pairs),
+    "map": lambda pairs: map(tuple, pairs),
+    "set": set,
+    "items": lambda pairs: dict(pairs).items(),
+}
+
+
+def with_metadata(monkeypatch, make):
+    """Have the transport's metadata made by the application."""
+    from a2a.client.transports.grpc import GrpcTransport
+
+    own = GrpcTransport._get_grpc_metadata
+    monkeypatch.setattr(GrpcTransport, "_get_grpc_metadata", lambda *args: make(own(*args)))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_metadata_of_every_kind_arrives(kind, fails, monkeypatch):
+    with_metadata(monkeypatch, lambda pairs: KINDS[kind]([*pairs, ("authorization", "Bearer mine")]))
+    if fails:  # after the application's metadata has been read
+        monkeypatch.setattr(propagation, "outgoing", lambda _: 1 / 0)
+
+    async def story():
+        servicer = Foreign(in_state(a2a_pb2.TASK_STATE_COMPLETED))
+        async with foreign(servicer) as address, client(address) as peer:
+            await answers(peer, request())
+        seen = {key for key, _ in servicer.seen[0]} - {"user-agent"}
+        own = set() if kind == "none" else {"a2a-version", "authorization"}
+        assert seen == own | (set() if fails else {"traceparent", "tracestate"})
+        assert bool(process.failures) == fails
+        process.failures.clear()
+
+    run(story)
+
+
+def test_metadata_that_cannot_be_read_fails_as_it_would_without_hopwatch(monkeypatch):
+    def broken(pairs):
+        yield from pairs
+        raise ValueError("no token today")
+
+    with_metadata(monkeypatch, broken)
+
+    async def story():
+        servicer = Foreign(in_state(a2a_pb2.TASK_STATE_COMPLETED))
+        async with foreign(servicer) as address, client(address) as peer:
+            with pytest.raises(ValueError, match="no token"):
+                await answers(peer, request())
+        assert servicer.seen == []
+        assert verdict(only_cascade()).verdict == "unknown"
+
+    run(story)
+
+
 def test_an_agent_that_hands_on_what_another_one_answered_is_acknowledged_by_its_own_hop():
     async def story():
         def see(context):

@@ -179,22 +179,12 @@ def _calling(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[st
             message.called = True
             message.seen, seen = False, message.seen  # unless all goes well here
             _sent[entry.id] = entry
-            kwargs = {**kwargs, "metadata": _with_ours(kwargs.get("metadata"), entry)}
-            channel = message.channel = _channels.get(instance._references[0])  # noqa: SLF001
-            if channel is not None:
-                entry.set(names.SERVER_ADDRESS, channel.host)
-                if channel.port:
-                    entry.set(names.SERVER_PORT, channel.port)
-            entry.set(names.RPC_SYSTEM, "grpc")
-            if (
-                kwargs.get("timeout") is None
-                and channel is not None
-                and not channel.governed
-                and not _may_interfere(instance._interceptors)  # noqa: SLF001
-            ):
-                message.ask(entry)
-            token = _attempted.set(entry)
-            message.seen = seen
+            kwargs = {**kwargs, "metadata": _read_once(kwargs.get("metadata"))}
+            if not isinstance(kwargs["metadata"], Iterator):
+                kwargs["metadata"] = _with_ours(kwargs["metadata"], entry)
+                _describe(entry, message, instance, kwargs.get("timeout"))
+                token = _attempted.set(entry)
+                message.seen = seen
     except Exception:  # noqa: BLE001
         failed("grpc.call")
     if token is None:
@@ -210,6 +200,23 @@ def _calling(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[st
     except Exception:  # noqa: BLE001
         failed("grpc.interceptors")
     return call
+
+
+def _describe(entry: Entry, message: Message, callable_: Any, timeout: Any) -> None:
+    """Say whom a call goes to, and that the running task awaits its answer if nothing else may end that."""
+    channel = message.channel = _channels.get(callable_._references[0])  # noqa: SLF001
+    if channel is not None:
+        entry.set(names.SERVER_ADDRESS, channel.host)
+        if channel.port:
+            entry.set(names.SERVER_PORT, channel.port)
+    entry.set(names.RPC_SYSTEM, "grpc")
+    if (
+        timeout is None
+        and channel is not None
+        and not channel.governed
+        and not _may_interfere(callable_._interceptors)  # noqa: SLF001
+    ):
+        message.ask(entry)
 
 
 def _may_interfere(interceptors: Any) -> bool:
@@ -233,13 +240,35 @@ def _bytes(method: Any) -> bytes:
     return method if isinstance(method, bytes) else str(method).encode()
 
 
+def _read_once(metadata: Any) -> Any:
+    """The application's metadata, in a form that may be read again, as an iterator may not; an iterator that fails where its own does."""
+    if metadata is None or isinstance(metadata, (list, tuple, _metadata())):
+        return metadata
+    kept: list[Any] = []
+    try:
+        kept.extend(metadata)
+    except Exception as error:  # noqa: BLE001 - it is the application's own, and it shall meet it where it would without us
+        return _replayed(kept, error)
+    return kept
+
+
+def _replayed(kept: list[Any], error: Exception) -> Iterator[Any]:
+    yield from kept
+    raise error
+
+
+def _metadata() -> Any:
+    """The class that grpc.aio, which has been imported, has for metadata."""
+    return sys.modules["grpc.aio"].Metadata
+
+
 def _with_ours(metadata: Any, entry: Entry) -> Any:
     """The application's metadata and our two headers, in a collection of the same kind."""
     kept = [item for item in metadata or () if item[0] not in CHANGED]
     kept.extend(propagation.outgoing(entry).items())
-    if metadata is None or isinstance(metadata, list):
-        return kept
-    return tuple(kept) if isinstance(metadata, tuple) else type(metadata)(*kept)
+    if isinstance(metadata, _metadata()):
+        return type(metadata)(*kept)
+    return tuple(kept) if isinstance(metadata, tuple) else kept
 
 
 def _made(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
