@@ -4,10 +4,12 @@ import asyncio
 import contextlib
 import gc
 import json
+import logging
 import re
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import grpc
@@ -1260,6 +1262,63 @@ def test_nothing_keeps_a_call_that_is_over(monkeypatch):
         assert [reference() for reference in made] == [None, None]
 
     run(story)
+
+
+class UnforeseenError(Exception):
+    """An exception that can be referred to weakly, as the built-in ones cannot."""
+
+
+@contextlib.contextmanager
+def left_alive():
+    """The exceptions that `raise_` made, and that only a collection of cycles would free."""
+    made = []
+
+    def noted(error):
+        made.append(weakref.ref(error))
+        return error
+
+    def raise_(*_args, **_kwargs):
+        raise noted(UnforeseenError())  # no name for it here: that would be a cycle of its own
+
+    gc.collect()
+    gc.disable()
+    try:
+        yield made, raise_
+    finally:
+        gc.enable()
+
+
+async def freed(made):
+    """Wait until nothing holds any of them."""
+    for _ in range(1000):
+        if all(each() is None for each in made):
+            return len(made)
+        await asyncio.sleep(0.01)
+    return 0
+
+
+# The SDK's client has a cycle of its own where a message that is no stream fails.
+@pytest.mark.parametrize(("side", "streaming"), [("client", True), ("server", False), ("server", True)])
+def test_a_call_that_fails_leaves_no_cycle_behind(side, streaming, monkeypatch):
+    from a2a.client.transports.grpc import GrpcTransport
+
+    logging.disable()  # pytest keeps what is logged
+
+    async def story():
+        with left_alive() as (made, raise_):
+            if side == "client":
+                monkeypatch.setattr(GrpcTransport, "_get_grpc_metadata", raise_)
+            builder = Builder(raise_) if side == "server" else None
+            async with agent(builder=builder) as address, client(address, streaming=streaming) as peer:
+                for _ in range(3):
+                    with contextlib.suppress(UnforeseenError, A2AClientError):
+                        await answers(peer, request())
+                assert await freed(made) == 3
+
+    try:
+        run(story)
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 @pytest.mark.parametrize("older", [False, True])

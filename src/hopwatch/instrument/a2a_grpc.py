@@ -281,6 +281,7 @@ def _made(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, 
             if entry is None and method.endswith(_BEGINS_WORK):
                 _Seen.strays += 1
     except Exception:  # noqa: BLE001
+        _Seen.strays += 1
         failed("grpc.made")
     if entry is None:
         return wrapped(*args, **kwargs)

@@ -175,6 +175,7 @@ def _serving(name: str) -> Any:
             raise
         finally:
             _end(served, error)
+            error = None  # its traceback holds this frame: nobody shall need a collection of cycles
 
     return serve
 
@@ -209,6 +210,7 @@ def _serving_stream(name: str) -> Any:
                     await events.aclose()
             finally:
                 _end(served, error)
+                error = None
 
     return serve
 

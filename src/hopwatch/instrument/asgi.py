@@ -214,6 +214,7 @@ async def _serve(original: Any, app: Any, scope: Any, receive: Any, send: Any, e
                 serving.reset(outer)
         except Exception:  # noqa: BLE001
             failed("asgi.close")
+        error = None  # its traceback holds this frame: nobody shall need a collection of cycles
 
 
 def owes_answer(entry: Entry) -> bool:
