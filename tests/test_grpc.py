@@ -4,10 +4,12 @@ import asyncio
 import contextlib
 import gc
 import json
+import logging
 import re
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import grpc
@@ -42,6 +44,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 import hopwatch
+import test_a2a
 from exported import cascades, exporter, fresh, only_cascade, others, ours, tree, verdict
 from hopwatch import attributes as names
 from hopwatch import process, propagation, telemetry
@@ -194,9 +197,9 @@ def test_a_message_that_is_not_waited_for_is_the_same():
     run(story)
 
 
-def test_a_streamed_message_is_the_same_three_hops_and_known_to_be_taken_with_its_first_event():
+def test_a_streamed_message_is_the_same_three_hops():
     async def story():
-        release, known = asyncio.Event(), []
+        release = asyncio.Event()
 
         async def work(updater):
             await updater.start_work()
@@ -207,8 +210,6 @@ def test_a_streamed_message_is_the_same_three_hops_and_known_to_be_taken_with_it
             events = []
             async for event in peer.send_message(request()):
                 if not events:
-                    (sent,) = [each for each in process.here().ledger.open_hops() if each.kind == "send"]
-                    known.append((sent.attributes[names.PEER], sent.attributes[names.PEER_HOP]))
                     release.set()
                 events.append(event)
             assert len(events) == 5
@@ -216,8 +217,8 @@ def test_a_streamed_message_is_the_same_three_hops_and_known_to_be_taken_with_it
         hops = only_cascade()
         assert tree(hops) == MESSAGE
         assert len(ends()) == 3
-        assert known == [("instrumented", hop(hops, "request").id)]
         send = hop(hops, "send")
+        assert (send.peer, send.peer_hop) == ("instrumented", hop(hops, "request").id)
         assert (send.name, send.outcome, send.task_state) == (
             "SendStreamingMessage",
             "finished",
@@ -244,10 +245,11 @@ def test_who_takes_the_first_event_of_a_stream_and_leaves_is_no_failure():
             release.set()
             await over()
         hops = only_cascade()
-        send, served_ = hop(hops, "send"), hop(hops, "request")
-        assert (send.outcome, send.peer, send.peer_hop) == ("finished", "instrumented", served_.id)
+        send = hop(hops, "send")
+        assert (send.outcome, send.peer, send.peer_hop) == ("finished", "unknown", None)
         assert hop(hops, "execution").outcome == "finished"
         assert verdict(hops).verdict == "settled"
+        assert verdict({send.id: send}).verdict == "unknown"
 
     run(story)
 
@@ -422,16 +424,16 @@ def test_an_error_that_the_agent_answers_with_reaches_the_caller_as_it_is_and_no
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_an_agent_that_cannot_be_reached_is_refused(streaming):
+def test_that_an_agent_cannot_be_reached_may_be_somebody_elses_word_and_proves_nothing(streaming):
     async def story():
         async with client(NOWHERE, streaming=streaming) as peer:
             with pytest.raises(A2AClientError):
                 await answers(peer, request())
         hops = only_cascade()
         send = hop(hops, "send")
-        assert (send.peer, send.outcome, send.peer_name) == ("refused", "failed", NOWHERE)
+        assert (send.peer, send.outcome, send.peer_name) == ("unknown", "failed", NOWHERE)
         assert "UNAVAILABLE" in send.reason
-        assert verdict(hops).verdict == "settled"
+        assert verdict(hops).verdict == "unknown"
 
     run(story)
 
@@ -591,7 +593,7 @@ def test_a_gateway_that_gave_up_leaves_it_unknown_who_took_the_message():
     run(story)
 
 
-@pytest.mark.parametrize("code", ["INVALID_ARGUMENT", "UNIMPLEMENTED", "PERMISSION_DENIED"])
+@pytest.mark.parametrize("code", ["UNAUTHENTICATED", "UNIMPLEMENTED", "PERMISSION_DENIED"])
 def test_a_peer_without_hopwatch_that_refuses_the_message_has_not_taken_it(code):
     async def story():
         async def refuse(context):
@@ -604,6 +606,21 @@ def test_a_peer_without_hopwatch_that_refuses_the_message_has_not_taken_it(code)
         assert (hop(hops, "send").peer, hop(hops, "send").outcome) == ("opaque", "failed")
         judged = verdict(hops)
         assert (judged.verdict, judged.opaque) == ("settled", [address])
+
+    run(story)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("code", ["NOT_FOUND", "INVALID_ARGUMENT", "FAILED_PRECONDITION", "ABORTED"])
+def test_a_peer_without_hopwatch_that_answers_an_error_may_have_begun_before(code, streaming):
+    async def story():
+        async def begin(context):
+            await context.abort(grpc.StatusCode[code], "no such file")
+
+        async with foreign(begin) as address, client(address, streaming=streaming) as peer:
+            with pytest.raises(A2AClientError):
+                await answers(peer, request())
+        assert verdict(only_cascade()).verdict == "unknown"
 
     run(story)
 
@@ -717,6 +734,64 @@ def test_the_applications_own_metadata_arrives_beside_ours():
     run(story)
 
 
+KINDS = {
+    "none": lambda _: None,
+    "list": list,
+    "tuple": tuple,
+    "Metadata": lambda pairs: grpc.aio.Metadata(*pairs),
+    "generator": lambda pairs: (pair for pair in pairs),
+    "map": lambda pairs: map(tuple, pairs),
+    "set": set,
+    "items": lambda pairs: dict(pairs).items(),
+}
+
+
+def with_metadata(monkeypatch, make):
+    """Have the transport's metadata made by the application."""
+    from a2a.client.transports.grpc import GrpcTransport
+
+    own = GrpcTransport._get_grpc_metadata
+    monkeypatch.setattr(GrpcTransport, "_get_grpc_metadata", lambda *args: make(own(*args)))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_metadata_of_every_kind_arrives(kind, fails, monkeypatch):
+    with_metadata(monkeypatch, lambda pairs: KINDS[kind]([*pairs, ("authorization", "Bearer mine")]))
+    if fails:  # after the application's metadata has been read
+        monkeypatch.setattr(propagation, "outgoing", lambda _: 1 / 0)
+
+    async def story():
+        servicer = Foreign(in_state(a2a_pb2.TASK_STATE_COMPLETED))
+        async with foreign(servicer) as address, client(address) as peer:
+            await answers(peer, request())
+        seen = {key for key, _ in servicer.seen[0]} - {"user-agent"}
+        own = set() if kind == "none" else {"a2a-version", "authorization"}
+        assert seen == own | (set() if fails else {"traceparent", "tracestate"})
+        assert bool(process.failures) == fails
+        process.failures.clear()
+
+    run(story)
+
+
+def test_metadata_that_cannot_be_read_fails_as_it_would_without_hopwatch(monkeypatch):
+    def broken(pairs):
+        yield from pairs
+        raise ValueError("no token today")
+
+    with_metadata(monkeypatch, broken)
+
+    async def story():
+        servicer = Foreign(in_state(a2a_pb2.TASK_STATE_COMPLETED))
+        async with foreign(servicer) as address, client(address) as peer:
+            with pytest.raises(ValueError, match="no token"):
+                await answers(peer, request())
+        assert servicer.seen == []
+        assert verdict(only_cascade()).verdict == "unknown"
+
+    run(story)
+
+
 def test_an_agent_that_hands_on_what_another_one_answered_is_acknowledged_by_its_own_hop():
     async def story():
         def see(context):
@@ -743,18 +818,60 @@ def test_an_agent_that_hands_on_what_another_one_answered_is_acknowledged_by_its
     run(story)
 
 
-def test_an_agent_that_sends_initial_metadata_of_its_own_still_can_and_acknowledges_at_the_end():
-    async def story():
-        class Own(GrpcHandler):
-            async def SendStreamingMessage(self, request, context):  # noqa: N802
-                await context.send_initial_metadata((("mine", "first"),))
-                async for event in super().SendStreamingMessage(request, context):
-                    yield event
+class AtFirst(grpc.aio.ServerInterceptor):
+    """Does something with the context when the first event of a stream has come."""
 
+    def __init__(self, act):
+        self.act = act
+
+    async def intercept_service(self, continuation, details):
+        handler = await continuation(details)
+        if not handler.response_streaming:
+            return handler
+
+        async def stream(message, context):
+            first = True
+            async for event in handler.unary_stream(message, context):
+                if first:
+                    first = False
+                    await self.act(context, event)
+                yield event
+
+        return grpc.unary_stream_rpc_method_handler(
+            stream, handler.request_deserializer, handler.response_serializer
+        )
+
+
+async def sends_initial_metadata(context, event):
+    await context.send_initial_metadata((("task", event.task.id),))
+
+
+async def compresses(context, _):
+    context.set_compression(grpc.Compression.Gzip)
+
+
+@pytest.mark.parametrize("act", [sends_initial_metadata, compresses])
+@pytest.mark.parametrize("by", ["interceptor", "subclass"])
+def test_who_waits_for_the_first_event_of_a_stream_can_still_say_how_it_begins(act, by):
+    class Own(GrpcHandler):
+        async def SendStreamingMessage(self, request, context):  # noqa: N802
+            first = True
+            async for event in super().SendStreamingMessage(request, context):
+                if first:
+                    first = False
+                    await act(context, event)
+                yield event
+
+    async def story():
         handlers = []
+        options = {"interceptors": [AtFirst(act)]} if by == "interceptor" else {}
         async with (
             agent(handlers=handlers),
-            listening(a2a_pb2_grpc.add_A2AServiceServicer_to_server, Own(handlers[0])) as address,
+            listening(
+                a2a_pb2_grpc.add_A2AServiceServicer_to_server,
+                (GrpcHandler if by == "interceptor" else Own)(handlers[0]),
+                **options,
+            ) as address,
             client(address, streaming=True) as peer,
         ):
             assert len(await answers(peer, request())) == 4
@@ -763,6 +880,20 @@ def test_an_agent_that_sends_initial_metadata_of_its_own_still_can_and_acknowled
         send = hop(hops, "send")
         assert (send.peer, send.peer_hop) == ("instrumented", hop(hops, "request").id)
         assert verdict(hops).verdict == "settled"
+
+    run(story)
+
+
+def test_a_stream_that_has_begun_is_refused_by_no_status():
+    async def story():
+        async def refuse(context):
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, "not that one")
+
+        async with foreign(refuse) as address, client(address, streaming=True) as peer:
+            with pytest.raises(A2AClientError):
+                await answers(peer, request())
+        assert hop(only_cascade(), "send").peer == "unknown"
+        assert verdict(only_cascade()).verdict == "unknown"
 
     run(story)
 
@@ -842,6 +973,148 @@ def test_an_interceptor_that_sends_again_reaches_two_and_both_have_to_be_known()
     run(story)
 
 
+class Hands(grpc.aio.UnaryUnaryClientInterceptor):
+    """Has each call made by a worker that was started elsewhere, as a limiter of calls does."""
+
+    def __init__(self, change=lambda details: details):
+        self.due = asyncio.Queue()
+        self.change = change
+        self.worker = asyncio.create_task(self.work())
+
+    async def work(self):
+        while True:
+            make, answer = await self.due.get()
+            try:
+                answer.set_result(await (await make()))
+            except grpc.aio.AioRpcError as error:
+                answer.set_exception(error)
+            self.due.task_done()
+
+    async def intercept_unary_unary(self, continuation, details, message):
+        answer = asyncio.get_running_loop().create_future()
+        self.due.put_nowait((lambda: continuation(self.change(details), message), answer))
+        return await answer
+
+
+def for_a_moment(details):
+    return details._replace(timeout=0.5)
+
+
+def without_metadata(details):
+    return for_a_moment(details)._replace(metadata=grpc.aio.Metadata())
+
+
+async def never(_):
+    await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("change", [for_a_moment, without_metadata])
+def test_a_call_that_is_made_by_a_worker_has_not_reached_nobody(change):
+    async def story():
+        async with foreign(never) as address, client(address, interceptors=[Hands(change)]) as peer:
+            with pytest.raises(A2AClientTimeoutError):
+                await answers(peer, request())
+            await over()
+        hops = only_cascade()
+        assert (hop(hops, "send").peer, hop(hops, "send").outcome) == ("unknown", "failed")
+        assert verdict(hops).verdict == "unknown"
+
+    run(story)
+
+
+def test_calls_that_a_worker_makes_for_others_are_each_that_of_its_own_send():
+    async def story():
+        async with agent() as address, client(address, interceptors=[Hands()]) as peer:
+            await answers(peer, request())
+            await answers(peer, request())
+            await over()
+        assert len(cascades()) == 2
+        for hops in cascades().values():
+            assert tree(hops) == MESSAGE
+            assert (hop(hops, "send").peer, hop(hops, "send").attempts) == ("instrumented", 0)
+            assert verdict(hops).verdict == "settled"
+
+    run(story)
+
+
+class Refreshes(Hands):
+    """Tries again with a fresh token where it is refused: by its worker, and with other metadata."""
+
+    async def intercept_unary_unary(self, continuation, details, message):
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            await (await continuation(details, message))
+        return await super().intercept_unary_unary(continuation, details, message)
+
+
+def test_a_refusal_is_not_the_last_word_where_somebody_tries_again_out_of_sight():
+    async def story():
+        asked = []
+
+        async def refuse(context):
+            asked.append(context)
+            if len(asked) == 1:
+                await context.abort(grpc.StatusCode.UNAUTHENTICATED, "no")
+            await never(context)
+
+        again = Refreshes(without_metadata)
+        async with foreign(refuse) as address, client(address, interceptors=[again]) as peer:
+            with pytest.raises(A2AClientTimeoutError):
+                await answers(peer, request())
+            await over()
+        assert len(asked) == 2
+        hops = only_cascade()
+        assert hop(hops, "send").peer == "unknown"
+        assert verdict(hops).verdict == "unknown"
+
+    run(story)
+
+
+def test_a_call_that_is_made_after_hopwatch_was_taken_out_has_not_reached_nobody():
+    async def story():
+        held, release = asyncio.Event(), asyncio.Event()
+
+        class Holds(grpc.aio.UnaryUnaryClientInterceptor):
+            async def intercept_unary_unary(self, continuation, details, message):
+                held.set()
+                await release.wait()
+                return await continuation(for_a_moment(details), message)
+
+        async with foreign(never) as address, client(address, interceptors=[Holds()]) as peer:
+            asking = asyncio.create_task(answers(peer, request()))
+            await held.wait()
+            A2AInstrumentor().uninstrument()
+            try:
+                release.set()
+                with pytest.raises(A2AClientTimeoutError):
+                    await asking
+            finally:
+                A2AInstrumentor().instrument()
+        hops = only_cascade()
+        assert hop(hops, "send").peer == "unknown"
+        assert verdict(hops).verdict == "unknown"
+
+    run(story)
+
+
+def test_a_message_for_which_no_call_was_made_is_owed_by_nobody(monkeypatch):
+    from a2a.client.transports.grpc import GrpcTransport
+
+    def broken(*_):
+        raise ValueError("no metadata today")
+
+    monkeypatch.setattr(GrpcTransport, "_get_grpc_metadata", broken)
+
+    async def story():
+        async with client(NOWHERE) as peer:
+            with pytest.raises(ValueError, match="no metadata"):
+                await answers(peer, request())
+        hops = only_cascade()
+        assert hop(hops, "send").peer == "refused"
+        assert verdict(hops).verdict == "settled"
+
+    run(story)
+
+
 RETRIES = json.dumps(
     {
         "methodConfig": [
@@ -894,6 +1167,42 @@ def test_a_channel_that_tries_again_by_itself_is_never_said_to_have_reached_nobo
             with pytest.raises(A2AClientError):
                 await answers(peer, request())
         assert hop(only_cascade(), "send").peer == "unknown"
+
+    run(story)
+
+
+@pytest.mark.parametrize(
+    ("count", "attempts"),
+    [("2", 2), ("1", 0), ("0", 0), ("9" * 9, 1000), ("9" * 5000, 0), ("-2", 0), ("2.0", 0), ("", 0)],
+)
+def test_a_proxy_that_says_that_it_sent_the_message_before_has_reached_another_one(count, attempts):
+    async def story():
+        class Proxy(grpc.aio.UnaryUnaryClientInterceptor):
+            async def intercept_unary_unary(self, continuation, details, message):
+                details.metadata.add("x-envoy-attempt-count", count)
+                return await continuation(details, message)
+
+        async with agent() as address, client(address, interceptors=[Proxy()]) as peer:
+            await answers(peer, request())
+            await over()
+        hops = only_cascade()
+        assert tree(hops) == MESSAGE
+        assert (hop(hops, "send").peer, hop(hops, "send").attempts) == ("instrumented", attempts)
+        assert verdict(hops).verdict == ("unknown" if attempts else "settled")
+
+    run(story)
+
+
+def test_a_proxy_over_http_that_says_that_it_sent_the_message_before_has_reached_another_one():
+    async def story():
+        async with test_a2a.agent() as url, test_a2a.client(url) as peer:
+            context = ClientCallContext(service_parameters={"x-envoy-attempt-count": "3"})
+            async for _ in peer.send_message(request(), context=context):
+                pass
+            await over()
+        hops = only_cascade()
+        assert (hop(hops, "send").peer, hop(hops, "send").attempts) == ("instrumented", 3)
+        assert verdict(hops).verdict == "unknown"
 
     run(story)
 
@@ -955,6 +1264,63 @@ def test_nothing_keeps_a_call_that_is_over(monkeypatch):
     run(story)
 
 
+class UnforeseenError(Exception):
+    """An exception that can be referred to weakly, as the built-in ones cannot."""
+
+
+@contextlib.contextmanager
+def left_alive():
+    """The exceptions that `raise_` made, and that only a collection of cycles would free."""
+    made = []
+
+    def noted(error):
+        made.append(weakref.ref(error))
+        return error
+
+    def raise_(*_args, **_kwargs):
+        raise noted(UnforeseenError())  # no name for it here: that would be a cycle of its own
+
+    gc.collect()
+    gc.disable()
+    try:
+        yield made, raise_
+    finally:
+        gc.enable()
+
+
+async def freed(made):
+    """Wait until nothing holds any of them."""
+    for _ in range(1000):
+        if all(each() is None for each in made):
+            return len(made)
+        await asyncio.sleep(0.01)
+    return 0
+
+
+# The SDK's client has a cycle of its own where a message that is no stream fails.
+@pytest.mark.parametrize(("side", "streaming"), [("client", True), ("server", False), ("server", True)])
+def test_a_call_that_fails_leaves_no_cycle_behind(side, streaming, monkeypatch):
+    from a2a.client.transports.grpc import GrpcTransport
+
+    logging.disable()  # pytest keeps what is logged
+
+    async def story():
+        with left_alive() as (made, raise_):
+            if side == "client":
+                monkeypatch.setattr(GrpcTransport, "_get_grpc_metadata", raise_)
+            builder = Builder(raise_) if side == "server" else None
+            async with agent(builder=builder) as address, client(address, streaming=streaming) as peer:
+                for _ in range(3):
+                    with contextlib.suppress(UnforeseenError, A2AClientError):
+                        await answers(peer, request())
+                assert await freed(made) == 3
+
+    try:
+        run(story)
+    finally:
+        logging.disable(logging.NOTSET)
+
+
 @pytest.mark.parametrize("older", [False, True])
 def test_grpc_takes_the_wrapped_methods_for_what_they_are(older):
     import inspect
@@ -1006,9 +1372,7 @@ def test_who_awaits_an_answer_is_known_to_ask_for_it_and_whom(streaming):
             await begun.wait()
             send = open_hop("send")
             if streaming:  # its first event is the answer that it asked for
-                told = await told_of(asking, lambda told: "hop" in told.get("send", ()))
-                assert told["send"]["hop"] == open_hop("request").id
-                assert "asks" not in told
+                told = await told_of(asking, lambda told: "send" in told and "asks" not in told)
             else:
                 told = await told_of(asking, lambda told: told.get("asks"))
                 assert told["asks"] == [send.id]
@@ -1228,7 +1592,7 @@ def test_a_server_that_is_killed_at_work_leaves_it_unknown_what_became_of_the_me
             asking = asyncio.create_task(answers(peer, request()))
             assert await asyncio.to_thread(line) == "works"
             if streaming:
-                while "hopwatch.peer.hop" not in (open_hop("send").attributes or {}):
+                while not open_hop("send").instance_of.streams:
                     await asyncio.sleep(0.01)
             server.kill()
             with pytest.raises(A2AClientError):
@@ -1237,10 +1601,7 @@ def test_a_server_that_is_killed_at_work_leaves_it_unknown_what_became_of_the_me
         judged = verdict(only_cascade())
         assert (send.outcome, judged.verdict) == ("failed", "unknown")
         assert span_of("send").attributes["rpc.response.status_code"] == "UNAVAILABLE"
-        if streaming:
-            assert (send.peer, judged.missing[0].what) == ("instrumented", "remote")
-        else:
-            assert (send.peer, judged.missing[0].what) == ("unknown", "delivery")
+        assert (send.peer, judged.missing[0].what) == ("unknown", "delivery")
 
     with subprocess.Popen(
         [sys.executable, "-c", SERVER, str(Path(__file__).parent)], stdout=subprocess.PIPE, text=True

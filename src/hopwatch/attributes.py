@@ -126,7 +126,9 @@ ACKNOWLEDGEMENT_HEADER: Final = "hopwatch-hop"
 """Beside `traceresponse`, which other instrumentations set too: the same value, and certainly a hop's."""
 TRACERESPONSE_HEADER: Final = "traceresponse"
 ATTEMPTS_HEADER: Final = "hopwatch-attempts"
-"""Back over gRPC, where its core tried a call before: how often. Only the receiver gets to know it."""
+"""Back, where gRPC's core or a proxy sent the same message before: how often. Only the receiver gets to know it."""
+PROXY_ATTEMPT_HEADER: Final = "x-envoy-attempt-count"
+"""To the receiver, from Envoy and what is built on it, if told to: the how manieth attempt this is."""
 
 # Metrics.
 METRIC_OPEN: Final = "hopwatch.hops.open"
@@ -191,11 +193,13 @@ PEERS: Final = ("instrumented", "opaque", "refused", "unknown")
 TERMINAL_STATES: Final = frozenset(
     {"TASK_STATE_COMPLETED", "TASK_STATE_CANCELED", "TASK_STATE_FAILED", "TASK_STATE_REJECTED"}
 )
-RPC_REFUSALS: Final = frozenset(
+RPC_ANSWERS: Final = frozenset(
     {
         "INVALID_ARGUMENT", "NOT_FOUND", "ALREADY_EXISTS", "PERMISSION_DENIED", "FAILED_PRECONDITION", "ABORTED",
         "OUT_OF_RANGE", "UNIMPLEMENTED", "UNAUTHENTICATED",
     }
 )  # fmt: skip
-"""Statuses of gRPC by which somebody at the other end refuses a call, as 4xx does. The others gRPC may have made up itself."""
+"""Statuses of gRPC that somebody at the other end gives. The others gRPC may have made up itself."""
+RPC_REFUSALS: Final = frozenset({"UNAUTHENTICATED", "PERMISSION_DENIED", "UNIMPLEMENTED"})
+"""Those by which a message is refused before anything is done for it. After the others an agent may have begun, and be at it still."""
 INTERRUPTED_STATES: Final = frozenset({"TASK_STATE_INPUT_REQUIRED", "TASK_STATE_AUTH_REQUIRED"})

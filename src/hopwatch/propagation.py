@@ -101,6 +101,21 @@ def acknowledgement(entry: Entry | None, cascade: str) -> str:
     return f"00-{entry.cascade}-{entry.id}-{flags:02x}"
 
 
+def attempts_before(by_grpc: str, by_proxy: str) -> int:
+    """How often a message was sent before this time, without a word to the sender; 0 for never, and for what is no such number.
+
+    Args:
+        by_grpc: how often gRPC's core says that it tried before; empty for not at all.
+        by_proxy: the how manieth attempt a proxy says this is.
+    """
+    return number(by_grpc) + max(0, number(by_proxy) - 1)
+
+
+def number(header: str) -> int:
+    """A number that somebody else sent, at most 1000; 0 for what is none."""
+    return min(int(header), 1000) if 0 < len(header) <= 9 and header.isascii() and header.isdecimal() else 0
+
+
 def acknowledged(entry: Entry, header: str | None) -> None:
     """Record on a send or push what its peer answered: instrumented with its hop, or opaque."""
     parts = header.strip().split("-") if header else []

@@ -229,6 +229,7 @@ def _sending(method: str) -> Any:
             raise
         finally:
             _end(entry, error)
+            error = None  # its traceback holds this frame: nobody shall need a collection of cycles
         return answer
 
     return send
@@ -261,6 +262,7 @@ def _streaming(method: str) -> Any:
                     await events.aclose()
             finally:
                 _end(entry, error, stream=True)
+                error = None
 
     return stream
 
@@ -424,6 +426,7 @@ async def _execute(wrapped: Any, executor: Any, args: tuple[Any, ...], kwargs: d
         raise
     finally:
         _end(entry, error)
+        error = None
 
 
 def _executing(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -473,6 +476,7 @@ async def _dispatch(wrapped: Any, sender: Any, args: tuple[Any, ...], kwargs: di
             entry.finish("failed", entry.reason or "the SDK did not send it")
         else:
             _end(entry, error)
+        error = None
     return delivered
 
 
@@ -570,6 +574,7 @@ class A2AInstrumentor(BaseInstrumentor):  # type: ignore[misc]
             a2a_events.forget()
             a2a_results.forget()
             a2a_streams.forget()
+            a2a_grpc.forget()
         except Exception:  # noqa: BLE001
             failed("a2a.uninstrument")
 

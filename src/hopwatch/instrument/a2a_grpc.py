@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import sys
 from asyncio import current_task
+from collections.abc import Iterator
 from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
-from weakref import WeakKeyDictionary, ref
+from weakref import WeakKeyDictionary, WeakValueDictionary, ref
 
 from hopwatch import attributes as names
 from hopwatch import propagation, telemetry
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
 
 SERVICE: Final = b"A2AService/"
 """What stands in the path of each of A2A's methods: `/lf.a2a.v1.A2AService/SendMessage`, in the older protocol `/a2a.v1.`."""
-_REFUSING: Final = ("failed to connect to all addresses", "errors resolving ", "DNS resolution failed")
-"""How gRPC (1.66 to 1.85) begins to say that it reached nobody."""
 CHANGED: Final = frozenset({"traceparent", "tracestate"})
 """Metadata of ours, instead of what the application may have there."""
 _attempted: ContextVar[Entry | None] = ContextVar("hopwatch_grpc_call", default=None)
@@ -43,10 +42,9 @@ _attempted: ContextVar[Entry | None] = ContextVar("hopwatch_grpc_call", default=
 class Channel:
     """What was said when a channel was made."""
 
-    __slots__ = ("governed", "host", "made", "port")
+    __slots__ = ("governed", "host", "port")
 
-    def __init__(self, made: Any, target: str, options: Iterable[tuple[str, Any]]) -> None:
-        self.made = ref(made)
+    def __init__(self, target: str, options: Iterable[tuple[str, Any]]) -> None:
         self.host, self.port = address_of(target)
         self.governed = target.startswith("xds:") or any(
             any(word in str(value) for word in ("retryPolicy", "hedgingPolicy", "timeout"))
@@ -60,6 +58,18 @@ class Channel:
 _channels: WeakKeyDictionary[Any, Channel] = WeakKeyDictionary()
 _wrapped: set[str] = set()
 """What of grpc.aio has been wrapped; all of it, as a rule."""
+_sent: WeakValueDictionary[str, Entry] = WeakValueDictionary()
+"""By its hop, each send whose call is being made, for code that makes it in another context, as an interceptor's worker does."""
+_BEGINS_WORK: Final = (b"/SendMessage", b"/SendStreamingMessage")
+
+
+class _Seen:
+    """What has been seen so far, to be compared at the end of a send with what was seen at its beginning."""
+
+    strays = 0
+    """How many messages went out that no send could be found for."""
+    rounds = 0
+    """How often the seams were wrapped, or put back."""
 
 
 def address_of(target: str) -> tuple[str, int]:
@@ -86,7 +96,9 @@ class Message(http_client.Target):
     all else when the send ends.
     """
 
-    __slots__ = ("answered", "before", "begun", "call", "channel", "key", "refused", "seen", "status", "told")
+    __slots__ = (
+        "answered", "before", "begun", "called", "channel", "key", "rounds", "seen", "status", "strays", "streams", "told",
+    )  # fmt: skip
 
     def __init__(self, transport: Any) -> None:
         # Not `Target.__init__`: it wants httpx's client, and `is_meant` says no to every one of them.
@@ -99,18 +111,20 @@ class Message(http_client.Target):
         kind = type(getattr(transport, "channel", None))
         self.seen = kind.__module__ == "grpc.aio._channel" and len(_wrapped) == len(_SEAMS)
         """Whether no call can be made that is not noted here."""
+        self.rounds = _Seen.rounds
+        self.strays = _Seen.strays
+        self.called = False
+        """Whether the stub was called. A call of gRPC need not come of it: interceptors make that, when and where they like."""
         self.begun = 0
         """How many calls were made: more than one where an interceptor tries again."""
-        self.refused = 0
-        """How many of them have reached nobody."""
         self.before = 0
-        """How often gRPC's core tried besides, as far as the receiver tells."""
+        """How often gRPC's core, or a proxy, tried besides, as far as the receiver tells."""
         self.answered = False
         """Whether somebody answered, with an acknowledgement or without."""
+        self.streams = False
+        """Whether the first event of a stream has come."""
         self.status = ""
         """The status of the newest call that has ended."""
-        self.call: Any = None
-        """Weak reference to the newest call."""
         self.channel: Channel | None = None
         self.key = 0
         self.told: list[Any] | None = None
@@ -136,13 +150,21 @@ class Message(http_client.Target):
         self.asks_no_more()
         if self.status not in ("", "OK"):
             entry.set(names.RPC_STATUS_CODE, self.status)
-        reached = self.begun - self.refused + self.before
+        # Nobody knows whose they were. They may be this one's, by an interceptor that has a call made elsewhere.
+        strays = _Seen.strays - self.strays
+        reached = self.begun + self.before + strays
         if reached > 1:
             entry.set(names.PEER_ATTEMPTS, reached)
-        if names.PEER in (entry.attributes or {}) or (self.seen and not self.begun):
+        if names.PEER in (entry.attributes or {}):
+            return
+        if self.streams and self.status != "OK":
+            # It was left, or cut: who acknowledges does it at the end. No error is a refusal after that.
+            self.answered = False
+        every = not strays and self.rounds == _Seen.rounds
+        if self.seen and every and not self.called and not self.begun:
             return  # what was never called is judged as over any binding
-        nobody = self.seen and reached == 0
-        entry.set(names.PEER, "opaque" if self.answered else "refused" if nobody else "unknown")
+        # Never "refused": that gRPC could not connect may be what somebody at the other end says, of a third.
+        entry.set(names.PEER, "opaque" if self.answered and every else "unknown")
 
 
 def _calling(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -154,23 +176,15 @@ def _calling(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[st
         message = entry.instance_of
         if isinstance(message, Message) and SERVICE in _bytes(instance._method):  # noqa: SLF001
             http_client.outgoing.set(None)
+            message.called = True
             message.seen, seen = False, message.seen  # unless all goes well here
-            kwargs = {**kwargs, "metadata": _with_ours(kwargs.get("metadata"), entry)}
-            channel = message.channel = _channels.get(instance._references[0])  # noqa: SLF001
-            if channel is not None:
-                entry.set(names.SERVER_ADDRESS, channel.host)
-                if channel.port:
-                    entry.set(names.SERVER_PORT, channel.port)
-            entry.set(names.RPC_SYSTEM, "grpc")
-            if (
-                kwargs.get("timeout") is None
-                and channel is not None
-                and not channel.governed
-                and not _may_interfere(instance._interceptors)  # noqa: SLF001
-            ):
-                message.ask(entry)
-            token = _attempted.set(entry)
-            message.seen = seen
+            _sent[entry.id] = entry
+            kwargs = {**kwargs, "metadata": _read_once(kwargs.get("metadata"))}
+            if not isinstance(kwargs["metadata"], Iterator):
+                kwargs["metadata"] = _with_ours(kwargs["metadata"], entry)
+                _describe(entry, message, instance, kwargs.get("timeout"))
+                token = _attempted.set(entry)
+                message.seen = seen
     except Exception:  # noqa: BLE001
         failed("grpc.call")
     if token is None:
@@ -186,6 +200,23 @@ def _calling(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[st
     except Exception:  # noqa: BLE001
         failed("grpc.interceptors")
     return call
+
+
+def _describe(entry: Entry, message: Message, callable_: Any, timeout: Any) -> None:
+    """Say whom a call goes to, and that the running task awaits its answer if nothing else may end that."""
+    channel = message.channel = _channels.get(callable_._references[0])  # noqa: SLF001
+    if channel is not None:
+        entry.set(names.SERVER_ADDRESS, channel.host)
+        if channel.port:
+            entry.set(names.SERVER_PORT, channel.port)
+    entry.set(names.RPC_SYSTEM, "grpc")
+    if (
+        timeout is None
+        and channel is not None
+        and not channel.governed
+        and not _may_interfere(callable_._interceptors)  # noqa: SLF001
+    ):
+        message.ask(entry)
 
 
 def _may_interfere(interceptors: Any) -> bool:
@@ -209,20 +240,50 @@ def _bytes(method: Any) -> bytes:
     return method if isinstance(method, bytes) else str(method).encode()
 
 
+def _read_once(metadata: Any) -> Any:
+    """The application's metadata, in a form that may be read again, as an iterator may not; an iterator that fails where its own does."""
+    if metadata is None or isinstance(metadata, (list, tuple, _metadata())):
+        return metadata
+    kept: list[Any] = []
+    try:
+        kept.extend(metadata)
+    except Exception as error:  # noqa: BLE001 - it is the application's own, and it shall meet it where it would without us
+        return _replayed(kept, error)
+    return kept
+
+
+def _replayed(kept: list[Any], error: Exception) -> Iterator[Any]:
+    yield from kept
+    raise error
+
+
+def _metadata() -> Any:
+    """The class that grpc.aio, which has been imported, has for metadata."""
+    return sys.modules["grpc.aio"].Metadata
+
+
 def _with_ours(metadata: Any, entry: Entry) -> Any:
     """The application's metadata and our two headers, in a collection of the same kind."""
     kept = [item for item in metadata or () if item[0] not in CHANGED]
     kept.extend(propagation.outgoing(entry).items())
-    if metadata is None or isinstance(metadata, list):
-        return kept
-    return tuple(kept) if isinstance(metadata, tuple) else type(metadata)(*kept)
+    if isinstance(metadata, _metadata()):
+        return type(metadata)(*kept)
+    return tuple(kept) if isinstance(metadata, tuple) else kept
 
 
 def _made(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """A call has been made: an attempt. Its callback must not keep it, for a call that is dropped is cancelled."""
-    entry = _attempted.get()
-    method = args[6] if len(args) > 6 else kwargs.get("method")
-    if entry is None or SERVICE not in _bytes(method):
+    entry = None
+    try:
+        method = _bytes(args[6] if len(args) > 6 else kwargs.get("method"))
+        if SERVICE in method:
+            entry = _whose(args[2] if len(args) > 2 else kwargs.get("metadata"))
+            if entry is None and method.endswith(_BEGINS_WORK):
+                _Seen.strays += 1
+    except Exception:  # noqa: BLE001
+        _Seen.strays += 1
+        failed("grpc.made")
+    if entry is None:
         return wrapped(*args, **kwargs)
     # The tasks that a call makes for itself do nothing but what the send waits for, and it tells that.
     hop = current.set(None)
@@ -233,7 +294,6 @@ def _made(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, 
     message: Message = entry.instance_of
     message.begun += 1
     try:
-        message.call = ref(instance)
         if message.told is not None:
             deadline = args[1] if len(args) > 1 else kwargs.get("deadline")
             message.told[2] += 1 if deadline is None else 2
@@ -241,6 +301,23 @@ def _made(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, 
     except Exception:  # noqa: BLE001
         failed("grpc.attempt")
     return result
+
+
+def _whose(metadata: Any) -> Entry | None:
+    """The send that a call is made for: as its metadata says, or else its context; None where that is over, or unknown.
+
+    The context is not always the call's own: who makes calls for others may have been started within another send.
+    """
+    entry = None
+    if not isinstance(metadata, Iterator):  # which could be read only once
+        for key, value in metadata or ():
+            found = propagation.hop_in_tracestate(str(value)) if key == "tracestate" else None
+            if found is not None:
+                entry = _sent.get(found[1])
+                break
+    if entry is None:
+        entry = _attempted.get()
+    return entry if entry is not None and entry.done is None else None
 
 
 def _over(entry: Entry, reference: Any) -> None:
@@ -255,11 +332,8 @@ def _over(entry: Entry, reference: Any) -> None:
         metadata = [*_now(call.initial_metadata()), *_now(call.trailing_metadata())]
         if _acknowledged(entry, message, metadata):
             return
-        if status == "UNAVAILABLE" and _reached_nobody(message, str(_now(call.details()))):
-            message.refused += 1
-            return
         once = message.channel is not None and not message.channel.governed
-        if status == "OK" or (status in names.RPC_REFUSALS and once):
+        if status == "OK" or (status in names.RPC_ANSWERS and once):
             message.answered = True
     except Exception:  # noqa: BLE001
         failed("grpc.answer")
@@ -276,23 +350,9 @@ def _acknowledged(entry: Entry, message: Message, metadata: Iterable[tuple[str, 
         return False
     propagation.acknowledged(entry, str(header))
     message.answered = True
-    if before.isdecimal():
-        # The core tried before, and nobody here was told. What came of it only those know who got it.
-        message.before = max(message.before, min(int(before), 1000))
+    # The core or a proxy tried before, and nobody here was told. What came of it only those know who got it.
+    message.before = max(message.before, propagation.number(before))
     return True
-
-
-def _reached_nobody(message: Message, details: str) -> bool:
-    """Whether a call that failed as UNAVAILABLE cannot have arrived anywhere.
-
-    Its status may be somebody's at the other end who failed to connect to a third, and hands that on as it is. But then
-    the channel itself is connected.
-    """
-    channel = message.channel
-    if channel is None or channel.governed or not details.startswith(_REFUSING):
-        return False
-    made = channel.made()
-    return made is not None and made.get_state().name in ("TRANSIENT_FAILURE", "CONNECTING")
 
 
 def _now(answer: Any) -> Any:
@@ -310,18 +370,11 @@ def _now(answer: Any) -> Any:
 
 
 def streams(entry: Entry | None) -> None:
-    """Say that the first event of the stream that a send asked for has come, and so has its initial metadata."""
+    """Say that the first event of the stream that a send asked for has come. Who sent it is known at the end."""
     message = entry.instance_of if entry is not None else None
-    if entry is None or not isinstance(message, Message):
-        return
-    try:
+    if isinstance(message, Message):
+        message.streams = True
         message.asks_no_more()
-        call = message.call() if message.call is not None else None
-        if call is not None:
-            _acknowledged(entry, message, _now(call.initial_metadata()))
-            message.answered = True  # if it is not acknowledged here, it may be at its end
-    except Exception:  # noqa: BLE001
-        failed("grpc.stream")
 
 
 def _channel_made(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -329,7 +382,7 @@ def _channel_made(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: di
     try:
         target = args[0] if args else kwargs["target"]
         options = args[1] if len(args) > 1 else kwargs.get("options")
-        _channels[instance] = Channel(instance, str(target), tuple(options or ()))
+        _channels[instance] = Channel(str(target), tuple(options or ()))
     except Exception:  # noqa: BLE001
         failed("grpc.channel")
     return result
@@ -352,7 +405,7 @@ def instrument(patches: Patches) -> list[str]:
     """
     telemetry.asks = http_client.asks
     missing = []
-    _wrapped.clear()
+    forget()
     for module, owner, name, wrapper in _SEAMS:
         found = getattr(sys.modules.get(module), owner, None)
         seam = f"{module}.{owner}.{name}"
@@ -361,3 +414,9 @@ def instrument(patches: Patches) -> list[str]:
         else:
             missing.append(seam)
     return missing
+
+
+def forget() -> None:
+    """Say that the seams are not wrapped, or not yet: a send that began before cannot know of every call."""
+    _wrapped.clear()
+    _Seen.rounds += 1

@@ -1,8 +1,8 @@
 """Which request of ours does this call of gRPC belong to? Served by the SDK's `GrpcHandler`, and acknowledged.
 
-`CompatGrpcHandler`, for agents that speak the older protocol, is served alike. The acknowledgement is trailing metadata, which costs no
-message of its own; and of a stream initial metadata too, with its first event, for who leaves it early, or sees it cut, never gets the
-trailing one.
+`CompatGrpcHandler`, for agents that speak the older protocol, is served alike. The acknowledgement is trailing metadata, also of a stream.
+Initial metadata would tell more and earlier, but it can be sent only once: until the first event has left the outermost interceptor,
+the application may send its own, or set the compression.
 """
 
 from __future__ import annotations
@@ -49,19 +49,20 @@ _OURS: Final = frozenset({names.ACKNOWLEDGEMENT_HEADER, names.ATTEMPTS_HEADER})
 class Served(asgi.Exchange):
     """One call of gRPC that is being served; as a block, what runs inside serves it."""
 
-    __slots__ = ("_around", "_context", "_hop", "_outer", "before", "name", "opened")
+    __slots__ = ("_around", "_context", "_hop", "_outer", "name", "opened")
 
     def __init__(self, name: str, context: Any) -> None:
         found: dict[str, list[str]] = {}
         for key, value in context.invocation_metadata() or ():
-            if key in CHANGED or key == _ATTEMPTS:
+            if key in CHANGED or key in (_ATTEMPTS, names.PROXY_ATTEMPT_HEADER):
                 found.setdefault(key, []).append(str(value))
         headers = [(key.encode(), ",".join(values).encode()) for key, values in found.items()]
         super().__init__({"headers": headers, "path": name})
         self.name = name
         self._context = context
-        self.before = found.get(_ATTEMPTS, [""])[0]
-        """How often gRPC's core tried this call before, as it says; empty for never."""
+        self.before = propagation.attempts_before(
+            found.get(_ATTEMPTS, [""])[-1], found.get(names.PROXY_ATTEMPT_HEADER, [""])[-1]
+        )
         self.opened = False
 
     def __enter__(self) -> None:
@@ -104,7 +105,7 @@ class Served(asgi.Exchange):
     def _answer(self) -> tuple[tuple[str, str], ...]:
         value = propagation.acknowledgement(self.entry, self.carrier.cascade if self.carrier else "")
         answer = ((names.TRACERESPONSE_HEADER, value), (names.ACKNOWLEDGEMENT_HEADER, value))
-        return (*answer, (names.ATTEMPTS_HEADER, self.before)) if self.before else answer
+        return (*answer, (names.ATTEMPTS_HEADER, str(self.before))) if self.before else answer
 
     def acknowledge_at_end(self) -> None:
         """Add the acknowledgement to the trailing metadata, beside what the application has there."""
@@ -120,25 +121,6 @@ class Served(asgi.Exchange):
                 self._context.set_trailing_metadata((*kept, *answer[others:]))
         except Exception:  # noqa: BLE001
             failed("grpc.acknowledge")
-
-    async def begin_to_answer(self) -> None:
-        """Send the acknowledgement with the first event of a stream.
-
-        gRPC itself would send its initial metadata now, so nobody can send any after this. If the application has done it
-        already, what it sent stands, and the acknowledgement comes at the end.
-        """
-        self.status = 1  # it owes no answer any more
-        if self.carrier is None:
-            return
-        try:
-            sending = self._context.send_initial_metadata(self._answer())
-        except Exception:  # noqa: BLE001
-            failed("grpc.acknowledge")
-            return
-        try:  # noqa: SIM105 - no context manager between the application and its cancellation
-            await sending
-        except Exception:  # noqa: BLE001, S110 - sent already, or the caller is gone: gRPC tells the application as it would
-            pass
 
     def close(self, error: BaseException | None) -> None:
         """End the hop as the status of the call, or the lack of one, says."""
@@ -193,6 +175,7 @@ def _serving(name: str) -> Any:
             raise
         finally:
             _end(served, error)
+            error = None  # its traceback holds this frame: nobody shall need a collection of cycles
 
     return serve
 
@@ -216,7 +199,7 @@ def _serving_stream(name: str) -> Any:
                         return
                 if first:
                     first = False
-                    await served.begin_to_answer()
+                    served.status = 1  # it owes no answer any more
                 yield event
         except BaseException as raised:
             error = raised
@@ -227,6 +210,7 @@ def _serving_stream(name: str) -> Any:
                     await events.aclose()
             finally:
                 _end(served, error)
+                error = None
 
     return serve
 

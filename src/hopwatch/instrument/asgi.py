@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from asyncio import CancelledError, current_task
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from weakref import ref
 
 from opentelemetry import context as otel_context
@@ -28,17 +28,34 @@ if TYPE_CHECKING:
     from hopwatch.telemetry import Carrier
 
 
+_READ: Final = frozenset({b"traceparent", b"tracestate", names.PROXY_ATTEMPT_HEADER.encode()})
+
+
 class Exchange:
     """One HTTP request that is being served."""
 
-    __slots__ = ("__weakref__", "answered", "carrier", "entry", "headers", "over", "path", "status", "token")
+    __slots__ = (
+        "__weakref__",
+        "answered",
+        "before",
+        "carrier",
+        "entry",
+        "headers",
+        "over",
+        "path",
+        "status",
+        "token",
+    )
 
     def __init__(self, scope: Any) -> None:
         self.headers = {
             name.decode("latin-1"): value.decode("latin-1")
             for name, value in scope["headers"]
-            if name in (b"traceparent", b"tracestate")
+            if name in _READ
         }
+        attempt = self.headers.pop(names.PROXY_ATTEMPT_HEADER, "")
+        self.before = propagation.attempts_before("", attempt) if attempt else 0
+        """How often the message was sent before, as gRPC's core or a proxy says: nobody tells the sender."""
         self.carrier: Carrier | None = propagation.incoming(self.headers)
         self.path: str = scope.get("path", "")
         self.entry: Entry | None = None
@@ -114,6 +131,8 @@ class Exchange:
         if not any(name.lower() == b"traceresponse" for name, _ in headers):
             headers.append((names.TRACERESPONSE_HEADER.encode(), value))
         headers.append((names.ACKNOWLEDGEMENT_HEADER.encode(), value))
+        if self.before:
+            headers.append((names.ATTEMPTS_HEADER.encode(), str(self.before).encode()))
         message["headers"] = headers
 
 
@@ -195,6 +214,7 @@ async def _serve(original: Any, app: Any, scope: Any, receive: Any, send: Any, e
                 serving.reset(outer)
         except Exception:  # noqa: BLE001
             failed("asgi.close")
+        error = None  # its traceback holds this frame: nobody shall need a collection of cycles
 
 
 def owes_answer(entry: Entry) -> bool:

@@ -118,6 +118,11 @@ async def _send(
     try:
         header = response.headers.get(names.ACKNOWLEDGEMENT_HEADER)
         propagation.acknowledged(entry, header)
+        before = propagation.number(response.headers.get(names.ATTEMPTS_HEADER, "")) if header else 0
+        if before:
+            # A proxy sent it before, and nobody here was told.
+            here = request.extensions.get(EXTENSION, (entry, 1, 1))[1]
+            entry.set(names.PEER_ATTEMPTS, before + max(1, here))
         status = response.status_code
         if status >= 400:
             attributes = entry.attributes or {}
