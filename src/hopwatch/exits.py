@@ -123,10 +123,19 @@ class Fate:
 def _awaited(sampled: Sampled) -> str:
     if not sampled:
         return ""
-    where = f" at {sampled['file']}:{sampled['line']}" if sampled.get("file") else ""
     if sampled.get("kind") == "running":
-        return f"; it was running{where}"
-    return f"; it awaited {sampled.get('what', 'something')}{where}"
+        return f"; it was running{_where(sampled)}"
+    return f"; it awaited {phrase_of(sampled)}"
+
+
+def phrase_of(sampled: dict[str, Any]) -> str:
+    """What somebody waits on and where, as the end of a sentence."""
+    what, where = str(sampled.get("what", "something")), _where(sampled)
+    return what if where and what.endswith(where) else f"{what}{where}"
+
+
+def _where(sampled: dict[str, Any]) -> str:
+    return f" at {sampled['file']}:{sampled['line']}" if sampled.get("file") else ""
 
 
 def _describe(entry: Entry, sampled: Sampled) -> None:

@@ -438,18 +438,13 @@ def _bury(noted: Note | Entry, waiting: dict[str, Any] | None) -> None:
     if not (waiting and waiting.get("file")) and names.HOP_WAITS in (entry.attributes or {}):
         waiting = json.loads(entry.attributes[names.HOP_WAITS])  # type: ignore[index]
     set_location(entry)
-    what = "; it awaited " + _phrase(waiting) if waiting else ""
+    what = "; it awaited " + exits.phrase_of(waiting) if waiting else ""
     reason = f"{exits.DESTROYED}{what}"
     if waiting:
         entry.set(names.HOP_WAITS, json.dumps(waiting, ensure_ascii=False))
     entry.finish("abandoned", reason)
     hopwatch_process.here().telemetry.task_destroyed()
     report(entry, reason)
-
-
-def _phrase(waiting: dict[str, Any]) -> str:
-    where = f" at {waiting['file']}:{waiting['line']}" if waiting.get("file") else ""
-    return f"{waiting.get('what', 'something')}{where}"
 
 
 def report(entry: Entry, reason: str) -> None:

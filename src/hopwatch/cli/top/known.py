@@ -121,6 +121,8 @@ class Known:
         for each in data.get("gone", ()):
             self.cascades.pop(each, None)
         for agent in data["agents"]:
+            if not isinstance(agent.get("open") or 0, int):
+                raise TypeError("agent.open is no number")
             self.agents[agent["instance"]] = agent
         for each in data.get("agents_gone", ()):
             self.agents.pop(each, None)
@@ -134,5 +136,7 @@ class Known:
         else:
             self.cascade.head.update(head)
         for hop in data["hops"]:
+            if not isinstance(hop["id"], str):
+                raise TypeError("hop.id is no text")
             self.cascade.hops[hop["id"]] = hop
         self.changes += 1

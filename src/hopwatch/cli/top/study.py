@@ -29,6 +29,8 @@ LOOKS: Final[dict[Look, tuple[str, str, str]]] = {
 URGENT: Final[tuple[Look, ...]] = (
     "lit", "abandoned", "failed", "stale", "absent", "open", "cancelled", "finished",
 )  # fmt: skip
+YEARS: Final = 1e10
+"""Seconds: no two clocks of real machines are that far apart, and the sums stay numbers."""
 CLOCKS_DIFFER: Final = 2.0
 """Seconds: clocks of one host differ by less."""
 
@@ -95,7 +97,7 @@ def studied(cascade: Cascade) -> Study:
         instance = hop.get("instance")
         agent = agents.get(instance) if isinstance(instance, str) else None
         skew = skews.get(instance) if isinstance(skews, dict) else None
-        skew = float(skew) if isinstance(skew, (int, float)) and abs(skew) > CLOCKS_DIFFER else 0.0
+        skew = float(skew) if isinstance(skew, (int, float)) and CLOCKS_DIFFER < abs(skew) < YEARS else 0.0
         facts[identity] = Fact(
             hop, identity, look_of(hop, frontier, agent), _at(hop.get("started"), skew), _at(hop.get("ended"), skew),
             None if agent is None else _at(agent.get("heard"), 0.0), skew,
