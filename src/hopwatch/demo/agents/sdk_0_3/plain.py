@@ -62,7 +62,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--slow", default="", help="host:port of a server that takes its time")
     parser.add_argument("--count", type=int, default=1, help="of the user: how many messages")
     parser.add_argument("--at-once", type=int, default=1, help="of the user: how many of them at a time")
-    parser.add_argument("--binding", default="JSONRPC")
+    parser.add_argument("--binding", default="JSONRPC", help="how it hands work on: JSONRPC or HTTP+JSON")
+    parser.add_argument("--grpc-port", type=int, default=0, help="for the agents of a2a-sdk 1.x alone")
     return parser.parse_args()
 
 
@@ -164,8 +165,11 @@ class Delegating(AgentExecutor):
         await TaskUpdater(event_queue, context.task_id or "", context.context_id or "").cancel()
 
 
-def serve(name: str, port: int, executor: AgentExecutor, inbox: Inbox) -> None:
-    """Serve an agent on loopback until it is told to stop: by SIGUSR1 in order, by SIGTERM or SIGINT as uvicorn does."""
+def serve(name: str, port: int, executor: AgentExecutor, inbox: Inbox, **_: int) -> None:
+    """Serve an agent on loopback until it is told to stop: by SIGUSR1 in order, by SIGTERM or SIGINT as uvicorn does.
+
+    What else the agents hand on is for those of a2a-sdk 1.x.
+    """
     card = card_of(name, f"http://127.0.0.1:{port}", "JSONRPC")
 
     async def run() -> None:
