@@ -41,6 +41,29 @@ def watching_with(monkeypatch):
     return make
 
 
+@pytest.fixture(scope="module")
+def a2a_instrumented():
+    """asyncio and the A2A SDK are instrumented while the tests of a module run."""
+    from hopwatch.instrument.a2a import A2AInstrumentor
+    from hopwatch.instrument.asyncio import AsyncioInstrumentor
+
+    AsyncioInstrumentor().instrument()
+    A2AInstrumentor().instrument()
+    yield
+    A2AInstrumentor().uninstrument()
+    AsyncioInstrumentor().uninstrument()
+
+
+@pytest.fixture
+def empty():
+    """A fresh process of its own for a test, nothing exported yet; no hook of ours may fail in it."""
+    from exported import fresh
+
+    fresh()
+    yield
+    assert process.failures == {}
+
+
 @pytest.fixture(params=["asyncio", "uvloop"])
 def run(request):
     """Run a coroutine function inside a cascade called `root`, on asyncio's loop and on uvloop's."""

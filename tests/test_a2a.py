@@ -37,29 +37,15 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 import hopwatch
-from exported import cascades, exporter, fresh, only_cascade, others, ours, tree, verdict
+from exported import cascades, exporter, only_cascade, others, ours, tree, verdict
 from hopwatch import attributes as names
 from hopwatch import process
 from hopwatch.instrument.a2a import A2AInstrumentor, missing
-from hopwatch.instrument.asyncio import AsyncioInstrumentor
 
 MESSAGE = [("send", [("request", [("execution", [])])])]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def instrumented():
-    AsyncioInstrumentor().instrument()
-    A2AInstrumentor().instrument()
-    yield
-    A2AInstrumentor().uninstrument()
-    AsyncioInstrumentor().uninstrument()
-
-
-@pytest.fixture(autouse=True)
-def empty():
-    fresh()
-    yield
-    assert process.failures == {}
+pytestmark = pytest.mark.usefixtures("a2a_instrumented", "empty")
 
 
 class Executor(AgentExecutor):

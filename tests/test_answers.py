@@ -8,29 +8,12 @@ import time
 import httpx
 import pytest
 
-from exported import fresh
 from hopwatch import process, waits
-from hopwatch.instrument.a2a import A2AInstrumentor
-from hopwatch.instrument.asyncio import AsyncioInstrumentor
 from hopwatch.telemetry import HopSpan, what_it_waits_on
 from test_a2a import agent, answers, client, complete, request
 from test_waits import finish, seen
 
-
-@pytest.fixture(scope="module", autouse=True)
-def instrumented():
-    AsyncioInstrumentor().instrument()
-    A2AInstrumentor().instrument()
-    yield
-    A2AInstrumentor().uninstrument()
-    AsyncioInstrumentor().uninstrument()
-
-
-@pytest.fixture(autouse=True)
-def empty():
-    fresh()
-    yield
-    assert process.failures == {}
+pytestmark = pytest.mark.usefixtures("a2a_instrumented", "empty")
 
 
 def play(story):

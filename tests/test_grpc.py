@@ -50,19 +50,12 @@ from hopwatch import attributes as names
 from hopwatch import process, propagation, telemetry
 from hopwatch.instrument import Patches, a2a_grpc, a2a_grpc_server, http_client
 from hopwatch.instrument.a2a import A2AInstrumentor, missing
-from hopwatch.instrument.asyncio import AsyncioInstrumentor
 from test_a2a import MESSAGE, Executor, answers, complete, hop, over, request, run, served
 
 NOWHERE = "127.0.0.1:9"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def instrumented():
-    AsyncioInstrumentor().instrument()
-    A2AInstrumentor().instrument()
-    yield
-    A2AInstrumentor().uninstrument()
-    AsyncioInstrumentor().uninstrument()
+pytestmark = pytest.mark.usefixtures("a2a_instrumented")
 
 
 @pytest.fixture(autouse=True)

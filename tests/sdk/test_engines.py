@@ -23,9 +23,7 @@ from starlette.routing import Route
 import hopwatch
 from exported import cascades, fresh, only_cascade, ours, tree, verdict
 from hopwatch import attributes as names
-from hopwatch import process
-from hopwatch.instrument.a2a import A2AInstrumentor, missing
-from hopwatch.instrument.asyncio import AsyncioInstrumentor
+from hopwatch.instrument.a2a import missing
 
 MESSAGE = [("send", [("request", [("execution", [])])])]
 
@@ -33,20 +31,7 @@ engines = pytest.mark.parametrize("engine", ENGINES)
 bindings = pytest.mark.parametrize("binding", BINDINGS)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def instrumented():
-    AsyncioInstrumentor().instrument()
-    A2AInstrumentor().instrument()
-    yield
-    A2AInstrumentor().uninstrument()
-    AsyncioInstrumentor().uninstrument()
-
-
-@pytest.fixture(autouse=True)
-def empty():
-    fresh()
-    yield
-    assert process.failures == {}
+pytestmark = pytest.mark.usefixtures("a2a_instrumented", "empty")
 
 
 def run(story):

@@ -31,7 +31,7 @@ from hopwatch.waits.objects import (
 from hopwatch.waits.threads import Threads
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterator
 
     from hopwatch.waits.chain import Frame
 
@@ -324,21 +324,26 @@ def when_of(handle: object) -> float | None:
 def handles_in(frame: Frame) -> list[int]:
     """Return the ids of the timers of a `wait_for`: its own, or that of the timeout that it is in the middle of."""
     found = []
+    for thing, name in _timers_of(frame):
+        if name == "TimerHandle":
+            found.append(id(thing))
+        elif (fields := _fields_of_deadline(thing)) is not None:
+            found.append(id(field_of(thing, fields[0])))
+    return found
+
+
+def _timers_of(frame: Frame) -> Iterator[tuple[Any, str]]:
+    """What a frame keeps in its locals or on its stack and is called as a timer or a timeout is, with that name."""
     for thing in raw_referents(frame.awaitable):
         cls = type(thing)
         if cls is types.CellType:
             thing = content(thing)  # noqa: PLW2901
             cls = type(thing)
         if cls is types.MethodType:
-            thing = thing.__self__  # noqa: PLW2901
+            thing = thing.__self__  # a context manager's `__aexit__`, waiting on the stack  # noqa: PLW2901
             cls = type(thing)
-        if id(cls) in PLAIN:
-            continue
-        if type_name(cls) == "TimerHandle":
-            found.append(id(thing))
-        elif type_name(cls) in _DEADLINES and (fields := _fields_of_deadline(thing)) is not None:
-            found.append(id(field_of(thing, fields[0])))
-    return found
+        if id(cls) not in PLAIN and (name := type_name(cls)) in _TIMERS_BY_NAME:
+            yield thing, name
 
 
 def timer_in(frames: list[Frame], task: object) -> float | None:
@@ -351,20 +356,12 @@ def timer_in(frames: list[Frame], task: object) -> float | None:
             and frames[index + 1].name == "_cancel_and_wait"
         ):
             continue  # 3.10 and 3.11: its time is over. uvloop's handle does not tell that it has fired
-        for thing in raw_referents(frame.awaitable):
-            cls = type(thing)
-            if cls is types.CellType:
-                thing = content(thing)  # noqa: PLW2901
-                cls = type(thing)
-            if cls is types.MethodType:
-                thing = thing.__self__  # a context manager's `__aexit__`, waiting on the stack  # noqa: PLW2901
-                cls = type(thing)
-            if id(cls) not in PLAIN and type_name(cls) in _TIMERS_BY_NAME:
-                when = _when(thing)
-                if when is None:
-                    when = _deadline(thing, task)
-                if when is not None and (first is None or when < first):
-                    first = when
+        for thing, _ in _timers_of(frame):
+            when = _when(thing)
+            if when is None:
+                when = _deadline(thing, task)
+            if when is not None and (first is None or when < first):
+                first = when
     return first
 
 
