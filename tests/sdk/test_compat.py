@@ -12,21 +12,16 @@ from pathlib import Path
 import httpx
 import pytest
 from any_release import BINDINGS, ENGINES, OLD, agent, client
-from test_engines import MESSAGE, hop, instrumented, over, run  # noqa: F401 - a fixture
+from test_engines import MESSAGE, hop, over, run
 
-from exported import fresh, only_cascade, tree, verdict
-from hopwatch import process
+from exported import only_cascade, tree, verdict
 from hopwatch.demo.run import Cast, agent_environment, launcher, start_collector
 
 PROGRAM = Path(__file__).with_name("two_releases.py")
 OTHER = os.environ.get("HOPWATCH_OTHER_SDK", "")
 
 
-@pytest.fixture(autouse=True)
-def empty():
-    fresh()
-    yield
-    assert process.failures == {}
+pytestmark = pytest.mark.usefixtures("a2a_instrumented", "empty")
 
 
 @pytest.mark.skipif(OLD, reason="ci: may be skipped: 0.3 speaks its own protocol alone")
