@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import tempfile
+from importlib import metadata
 
 import pytest
 
@@ -19,6 +20,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # No black box or socket of a test is found by anybody else, and none of somebody else's by a test.
 os.environ["HOPWATCH_BLACKBOX"] = tempfile.mkdtemp(prefix="hopwatch-tests-")
 atexit.register(shutil.rmtree, os.environ["HOPWATCH_BLACKBOX"], ignore_errors=True)
+
+
+def pytest_runtest_setup(item):
+    """Note in the report for which row of docs/compatibility.md a test stands, with the releases that it ran with."""
+    for mark in item.iter_markers("row"):
+        what, which, *distributions = mark.args
+        releases = ", ".join(f"{name} {metadata.version(name)}" for name in distributions)
+        item.user_properties.append(("row", f"{what} | {which} | {releases}"))
 
 
 @pytest.fixture
