@@ -22,7 +22,7 @@ from hopwatch.instrument import queues
 from hopwatch.instrument.takers import permits_of, takers_of
 from hopwatch.process import encodable, failed
 from hopwatch.telemetry import holder_of
-from hopwatch.waits.graph import awaiting
+from hopwatch.waits.reach import awaiting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

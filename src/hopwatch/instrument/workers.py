@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 from hopwatch import telemetry
 from hopwatch.instrument import queues
 from hopwatch.waits.chain import walk
-from hopwatch.waits.graph import SCANNED, names_in, refers_to, times_inside
+from hopwatch.waits.graph import SCANNED
 from hopwatch.waits.objects import coroutine_of, field_of, has_ended, waits_for
+from hopwatch.waits.reach import names_in, refers_to, times_inside
 
 if TYPE_CHECKING:
     from hopwatch import waits

@@ -18,26 +18,15 @@ compares two looks (`Deadlock.same_as`): every wait is a future of its own, so e
 from __future__ import annotations
 
 import asyncio
-import gc
 import time
 import types
 import weakref
 from collections import deque
-from dataclasses import dataclass, field
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Final, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
 
-from hopwatch.waits.chain import (
-    APPLICATION,
-    ASYNCIO,
-    CLEAR,
-    Frame,
-    is_anyio_group,
-    own,
-    primitive,
-    split,
-    walk,
-)
+from hopwatch.waits.chain import ASYNCIO, Frame, is_anyio_group, own, primitive, split, walk
+from hopwatch.waits.deadlock import TOLD, Deadlock, Need, Node, edge_of, holds_up, labels_of, tasks_in
 from hopwatch.waits.judging import awaited_set
 from hopwatch.waits.objects import (
     FUTURES,
@@ -45,7 +34,6 @@ from hopwatch.waits.objects import (
     TASK_GROUP,
     TASK_TYPES,
     callbacks_of,
-    cells_of,
     content,
     coroutine_of,
     field_of,
@@ -59,8 +47,8 @@ from hopwatch.waits.objects import (
     type_name,
     waits_for,
 )
+from hopwatch.waits.reach import awaiting, cell_named, names_in, refers_to, times_inside
 from hopwatch.waits.timers import Timers, hidden_timer, timer_in
-from hopwatch.waits.wait import words_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
@@ -75,13 +63,7 @@ REFERRING: Final = 256
 """How many tasks a loop may have for a queue's parties to be known; beyond it, doubt."""
 SCANNED: Final = 512
 """How many tasks a loop may have for the holder of a lock to be looked for among all of them."""
-OBJECTS: Final = 512
-"""How many objects behind the frames of a task are asked whether they are a queue; beyond it, doubt."""
-TOLD: Final = 16
-"""How many edges of a deadlock are told."""
 REMEMBERED: Final = 65_536
-
-Kind = Literal["task", "gather", "task_group", "wait", "lock", "semaphore", "queue_put", "queue_join"]
 
 
 def _nobody(_: object) -> None:
@@ -127,105 +109,6 @@ class Free:
         if len(self._waits) >= REMEMBERED:
             self._waits.clear()
         self._waits[id(task)] = (weakref.ref(task), weakref.ref(future))
-
-
-@dataclass(frozen=True, slots=True)
-class Edge:
-    """One task of a deadlock: what it wants, who would have to give it, and where it waits."""
-
-    task: str
-    kind: Kind
-    wants: str
-    held_by: tuple[str, ...]
-    holds: tuple[str, ...]
-    at: str | None
-    words: str
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return it ready for JSON, without what there is none of."""
-        told: dict[str, Any] = {
-            "task": self.task,
-            "kind": self.kind,
-            "wants": self.wants,
-            "held_by": [*self.held_by],
-        }
-        if self.holds:
-            told["holds"] = [*self.holds]
-        if self.at:
-            told["at"] = self.at
-        return told
-
-
-@dataclass(frozen=True, slots=True)
-class Deadlock:
-    """Tasks none of which can go on unless another of them does.
-
-    Attributes:
-        edges: One for each of them, in the order in which they wait for one another; at most 16.
-        size: How many there are.
-        behind: Weak references to other tasks that cannot go on because of them, as far as they were looked at.
-        waits: Weak references to each task and to the future that it waits for.
-    """
-
-    edges: tuple[Edge, ...]
-    size: int
-    behind: tuple[weakref.ref[Any], ...] = field(repr=False)
-    waits: tuple[tuple[weakref.ref[Any], weakref.ref[Any]], ...] = field(repr=False)
-
-    @property
-    def words(self) -> str:
-        """All of it in one sentence without an end."""
-        more = f"; and {self.size - len(self.edges)} more" if self.size > len(self.edges) else ""
-        return "; ".join(edge.words for edge in self.edges) + more
-
-    def holds(self) -> bool:
-        """Tell whether each task still waits for what it was found to wait for."""
-        for task, future in self.waits:
-            waiting = task()
-            if waiting is None or not is_pending(wanted := future()) or waits_for(waiting) is not wanted:
-                return False
-        return True
-
-    def same_as(self, other: Deadlock) -> bool:
-        """Tell whether another look found the very same waits."""
-        return {*map(_pair, self.waits)} == {*map(_pair, other.waits)} and self.holds()
-
-    def tasks(self) -> list[Any]:
-        """Return its tasks, as far as they are there."""
-        return [task for reference, _ in self.waits if (task := reference()) is not None]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return it ready for JSON."""
-        told: dict[str, Any] = {"words": self.words, "edges": [edge.as_dict() for edge in self.edges]}
-        if self.size > len(self.edges):
-            told["tasks"] = self.size
-        return told
-
-
-def _pair(wait: tuple[weakref.ref[Any], weakref.ref[Any]]) -> tuple[int, int]:
-    return id(wait[0]()), id(wait[1]())
-
-
-@dataclass(slots=True)
-class Need:
-    """What has to come from others. `of` has tasks and other needs."""
-
-    every: bool
-    """Whether one that does not come is enough to hold it up; otherwise all of them have to fail to come."""
-    of: list[Any]
-
-
-@dataclass(slots=True)
-class Node:
-    """One task that waits, and what it needs to go on."""
-
-    task: Any
-    future: Any
-    kind: Kind
-    need: Need
-    owner: Any = None
-    """The lock, semaphore or queue."""
-    frames: list[Frame] | None = None
 
 
 def find(
@@ -296,7 +179,7 @@ class _Graph:
         node = self._node(task)
         if node is not None:
             self.nodes[id(task)] = node
-            self.todo.extend(_tasks_in(node.need))
+            self.todo.extend(tasks_in(node.need))
 
     def _node(self, task: Any) -> Node | None:
         if not is_a(task, TASK_TYPES):
@@ -379,9 +262,9 @@ class _Graph:
             if (
                 type(callback) is types.FunctionType
                 and callback.__qualname__ == "gather.<locals>._done_callback"
-                and _cell(callback, "outer") is future
+                and cell_named(callback, "outer") is future
             ):
-                every = _cell(callback, "return_exceptions") is True
+                every = cell_named(callback, "return_exceptions") is True
         if not every and any(_has_failed(child) for child in children if not is_pending(child)):
             return None  # it is about to end with that failure
         return self._many(node, pending, depth, every=every)
@@ -548,9 +431,9 @@ class _Graph:
         stuck = set(keys)
         needed_by: dict[int, list[int]] = {}
         for key in stuck:
-            for task in _tasks_in(self.nodes[key].need):
+            for task in tasks_in(self.nodes[key].need):
                 needed_by.setdefault(id(task), []).append(key)
-        todo = [key for key in stuck if not _holds_up(self.nodes[key].need, stuck)]
+        todo = [key for key in stuck if not holds_up(self.nodes[key].need, stuck)]
         while todo:
             key = todo.pop()
             if key not in stuck:
@@ -559,12 +442,12 @@ class _Graph:
             todo.extend(
                 each
                 for each in needed_by.get(key, ())
-                if each in stuck and not _holds_up(self.nodes[each].need, stuck)
+                if each in stuck and not holds_up(self.nodes[each].need, stuck)
             )
         return stuck
 
     def _below(self, key: int, stuck: set[int]) -> list[int]:
-        return [id(task) for task in _tasks_in(self.nodes[key].need) if id(task) in stuck]
+        return [id(task) for task in tasks_in(self.nodes[key].need) if id(task) in stuck]
 
     def _cycles(self, stuck: set[int]) -> list[list[int]]:
         """Return the strongly connected sets among what is stuck (Tarjan's, without recursion)."""
@@ -669,15 +552,17 @@ class _Graph:
 
     def _told(self, cycle: list[int], stuck: set[int]) -> Deadlock:
         nodes = [self.nodes[key] for key in cycle]
-        labels = _labels(nodes[: 4 * TOLD])
+        labels = labels_of(nodes[: 4 * TOLD])
         held: dict[int, list[str]] = {}
         for node in nodes:
             if node.kind in ("lock", "semaphore"):
-                for holder in _tasks_in(node.need):
+                for holder in tasks_in(node.need):
                     name = labels.get(id(node.owner), "")
                     if name and name not in held.setdefault(id(holder), []):
                         held[id(holder)].append(name)
-        edges = tuple(_edge(node, labels, tuple(held.get(id(node.task), ())), stuck) for node in nodes[:TOLD])
+        edges = tuple(
+            edge_of(node, labels, tuple(held.get(id(node.task), ())), stuck) for node in nodes[:TOLD]
+        )
         waits = tuple((weakref.ref(node.task), weakref.ref(node.future)) for node in nodes)
         return Deadlock(edges, len(nodes), self._behind({*cycle}, stuck), waits)
 
@@ -702,101 +587,6 @@ class _Graph:
         return tuple(weakref.ref(self.nodes[key].task) for key in reached - cycle)
 
 
-# Words -----------------------------------------------------------------------------------------------------------
-
-
-_NOUNS: Final = {"lock": "lock", "semaphore": "semaphore", "queue_put": "queue", "queue_join": "queue"}
-
-
-def _labels(nodes: list[Node]) -> dict[int, str]:
-    """What each lock and queue is called by those who wait for it; with its address where two have one name."""
-    words: dict[int, str | None] = {}
-    for node in nodes:
-        if node.owner is not None and words.get(id(node.owner)) is None:
-            decisive, _ = split(node.frames or [])
-            words[id(node.owner)] = words_for(decisive, node.kind) if decisive is not None else None
-    known = list(words.values())
-    out: dict[int, str] = {}
-    for node in nodes:
-        key = id(node.owner)
-        if node.owner is not None and key not in out:
-            name = words[key]
-            noun = _NOUNS[node.kind]
-            if name is None:
-                out[key] = f"{noun} 0x{key:x}"
-            else:
-                out[key] = f"{noun} `{name}`" + (f" (0x{key:x})" if known.count(name) > 1 else "")
-    return out
-
-
-def _edge(node: Node, labels: dict[int, str], holds: tuple[str, ...], stuck: set[int]) -> Edge:
-    name = task_name(node.task) or "a task"
-    others = [task for task in _tasks_in(node.need) if id(task) in stuck]
-    if node.kind == "queue_join" and type(node.need.of[0]) is Need:
-        others = [task for task in node.need.of[0].of if id(task) in stuck]
-    who = tuple(f"{task_name(task)}" for task in others[:TOLD])
-    at = _where(node)
-    label = labels.get(id(node.owner), "")
-    said = _listing(who) if others else ""
-    many = len(others) > 1
-    itself = len(others) == 1 and others[0] is node.task
-    if node.kind in ("lock", "semaphore"):
-        wants = label
-        who_has_it = f", which {'it' if itself else said} {'hold' if many else 'holds'}{' itself' * itself}"
-        verb = "wants"
-    elif node.kind == "queue_put":
-        wants = f"room in {label}"
-        who_has_it = f", from which only {'it itself' if itself else said} could take"
-        verb = "wants"
-    elif node.kind == "queue_join":
-        wants = f"{label} to be worked off"
-        who_has_it = (
-            f", from which {'it' if itself else said} took an item{' itself' * itself} without task_done"
-        )
-        verb = "waits for"
-    else:
-        sort = {"gather": " (gather)", "task_group": " (task group)", "wait": " (wait)"}.get(node.kind, "")
-        wants = f"task{'s' * many} {said}{sort}"
-        who_has_it = ""
-        verb = "waits for"
-    mine = f"holds {' and '.join(holds)}, " if holds else ""
-    where = f" at {at}" if at else ""
-    return Edge(name, node.kind, wants, who, holds, at, f"'{name}' {mine}{verb} {wants}{where}{who_has_it}")
-
-
-def _listing(names: tuple[str, ...]) -> str:
-    quoted = [f"'{name}'" for name in names[:4]]
-    if len(names) > 4:
-        quoted.append(f"{len(names) - 4} more")
-    return " and ".join([", ".join(quoted[:-1]), quoted[-1]]) if len(quoted) > 1 else "".join(quoted)
-
-
-def _where(node: Node) -> str | None:
-    frames = node.frames if node.frames is not None else walk(coroutine_of(node.task))[0]
-    node.frames = frames
-    found = next((frame for frame in reversed(frames) if frame.place == APPLICATION), None)
-    found = found or next((frame for frame in reversed(frames) if frame.place > CLEAR), None)
-    return f"{found.file}:{found.line}" if found is not None else None
-
-
-# Reading objects -------------------------------------------------------------------------------------------------
-
-
-def _tasks_in(need: Need) -> list[Any]:
-    out: list[Any] = []
-    for one in need.of:
-        if type(one) is Need:
-            out.extend(_tasks_in(one))
-        else:
-            out.append(one)
-    return out
-
-
-def _holds_up(need: Need, stuck: set[int]) -> bool:
-    held = (_holds_up(one, stuck) if type(one) is Need else id(one) in stuck for one in need.of)
-    return any(held) if need.every else bool(need.of) and all(held)
-
-
 def _listed(found: Any) -> list[Any]:
     if found is None:
         return []
@@ -818,136 +608,10 @@ def _shielded(future: Any) -> Any:
             type(callback) is types.FunctionType
             and callback.__qualname__ == "shield.<locals>._outer_done_callback"
         ):
-            inner = _cell(callback, "inner")
+            inner = cell_named(callback, "inner")
             return inner if is_a(inner, FUTURES) and inner is not future else None
     return None
 
 
-def _cell(function: types.FunctionType, name: str) -> Any:
-    return dict(zip(function.__code__.co_freevars, cells_of(function), strict=False)).get(name)
-
-
-def _frame_of(awaitable: Any) -> types.FrameType | None:
-    cls = type(awaitable)
-    frame: types.FrameType | None = None
-    if cls is types.CoroutineType:
-        frame = awaitable.cr_frame
-    elif cls is types.GeneratorType:
-        frame = awaitable.gi_frame
-    elif cls is types.AsyncGeneratorType:
-        frame = awaitable.ag_frame
-    return frame
-
-
-def names_in(frame: Frame) -> tuple[str, ...]:
-    """The names of attributes and globals that the code of a frame has; none for asyncio's own."""
-    seen = _frame_of(frame.awaitable) if frame.place > CLEAR else None
-    return seen.f_code.co_names if seen is not None else ()
-
-
-_LEAVING: Final = tuple(
-    method
-    for cls in (asyncio.Lock, asyncio.Semaphore, asyncio.Condition)
-    if type(method := getattr(cls, "__aexit__", None)) is types.FunctionType
-)
-
-
-def times_inside(frames: list[Frame], lock: Any) -> int:
-    """How many `async with` blocks of this lock a chain is inside of, or about to enter: their way out is on the stack."""
-    times = 0
-    for frame in frames:
-        things = raw_referents(frame.awaitable)
-        # From 3.14 the method and its object, one after the other.
-        times += sum(
-            1
-            for method, thing in pairwise(things)
-            if any(method is each for each in _LEAVING) and _is_or_guards(thing, lock)
-        )
-        times += sum(
-            1
-            for thing in things
-            if type(thing) is types.MethodType
-            and type(thing.__func__) is types.FunctionType
-            and thing.__func__.__name__ == "__aexit__"
-            and _is_or_guards(thing.__self__, lock)
-        )
-    return times
-
-
-def _is_or_guards(thing: Any, lock: Any) -> bool:
-    return thing is lock or (is_a(thing, asyncio.Condition) and field_of(thing, "_lock") is lock)
-
-
 def _getting_from(task: Any, queue: Any) -> bool:
     return _is_in(field_of(queue, "_getters"), waits_for(task))
-
-
-_CLOSED: Final = (
-    type, types.ModuleType, types.CodeType, types.BuiltinFunctionType, types.FrameType, str, bytes, int, float,
-    type(None), asyncio.AbstractEventLoop, *FUTURES,
-)  # fmt: skip
-
-
-def refers_to(task: Any, wanted: Any) -> bool:
-    """Whether a task can reach an object from its frames: by a local or a global, or from there by a few attributes or items."""
-    frames, lost = walk(coroutine_of(task))
-    if lost:
-        return True
-    todo: deque[tuple[Any, int]] = deque()
-    seen: set[int] = set()
-    for each in frames:
-        frame = _frame_of(each.awaitable)
-        if frame is None:
-            continue
-        names = frame.f_globals
-        if any(thing is wanted for thing in list(names.values())):
-            return True
-        seen.update((id(names), id(frame.f_builtins)))  # 3.10 has them among what a frame refers to
-        todo.extend((thing, 0) for thing in raw_referents(each.awaitable))
-    while todo:
-        thing, depth = todo.popleft()
-        if thing is wanted:
-            return True
-        if id(thing) in seen or is_a(thing, _CLOSED):
-            continue
-        seen.add(id(thing))
-        if len(seen) > OBJECTS + 2 * len(frames):
-            return True
-        cls = type(thing)
-        if cls is types.FunctionType:
-            inside = cells_of(thing)
-        elif cls is types.CellType or cls is types.MethodType or cls is dict:
-            inside = gc.get_referents(thing)
-        elif depth >= 3:
-            continue
-        else:
-            inside = gc.get_referents(thing)
-            depth += 1
-        todo.extend((one, depth) for one in inside)
-    return False
-
-
-def awaiting(future: Any, depth: int = 0) -> list[Any]:
-    """The tasks that a future wakes: those that await it, gather it, or have it in a task group."""
-    out: list[Any] = []
-    for callback in callbacks_of(future):
-        cls = type(callback)
-        acted_on: list[Any] = []
-        if cls is types.FunctionType:
-            acted_on = cells_of(callback)
-        elif cls is types.MethodType or cls is types.BuiltinMethodType:
-            acted_on = [callback.__self__]
-        elif type_name(cls) == "partial":
-            acted_on = [*callback.args]
-        for thing in acted_on:
-            if is_a(thing, TASK_TYPES):
-                if thing is not future:
-                    out.append(thing)
-            elif is_a(thing, FUTURES):
-                if depth < 4 and is_pending(thing) and thing is not future:
-                    out.extend(awaiting(thing, depth + 1))
-            else:
-                scope = field_of(thing, "cancel_scope")  # of anyio's task group
-                parents = (field_of(thing, "_parent_task"), field_of(scope, "_host_task"))
-                out.extend(parent for parent in parents if is_a(parent, TASK_TYPES))
-    return out

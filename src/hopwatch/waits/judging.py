@@ -50,6 +50,7 @@ from hopwatch.waits.objects import (
     type_name,
     waits_for,
 )
+from hopwatch.waits.reach import awaiting
 from hopwatch.waits.sockets import wanted
 from hopwatch.waits.timers import Timers, clock, delay_of, handles_in, hidden_timer, timer_in, unix
 from hopwatch.waits.wait import ENDED, MOVING, PHRASES, RUNNING, UNREADABLE, Wait, words_for
@@ -544,8 +545,6 @@ class _Look:
 
     def _without_deadline_above(self, wait: Wait) -> Wait:
         """Return a wait for an answer, bounded by the deadlines of those who await its task and would cancel it."""
-        from hopwatch.waits.graph import awaiting  # noqa: PLC0415 - it needs this module
-
         seen = {id(self.root)}
         todo = [self.root]
         while todo:
