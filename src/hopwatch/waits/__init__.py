@@ -20,8 +20,8 @@ a Python without the GIL nothing here is safe.
 """
 
 from hopwatch.waits.chain import is_application
-from hopwatch.waits.facts import Job, Queue, Send
 from hopwatch.waits.deadlock import Deadlock
+from hopwatch.waits.facts import Job, Queue, Send
 from hopwatch.waits.graph import Free, Known
 from hopwatch.waits.graph import find as deadlocks
 from hopwatch.waits.judging import asked, glance, of_task
