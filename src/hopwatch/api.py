@@ -198,9 +198,9 @@ async def drain(timeout: float | None = None, *, cascade: str | None = None) -> 
     """
     if timeout is not None and not timeout >= 0:
         raise ValueError(f"the timeout is {timeout!r}; it is 0 seconds or more, or None")
-    from hopwatch import exits  # noqa: PLC0415
+    from hopwatch import draining  # noqa: PLC0415
 
-    found = await exits.drain(timeout, cascade)
+    found = await draining.drain(timeout, cascade)
     return _as_pending(sorted(found, key=lambda each: each.started), cascade)
 
 

@@ -17,7 +17,6 @@ itself after all has ended as it says.
 from __future__ import annotations
 
 import _thread
-import asyncio
 import atexit
 import contextlib
 import json
@@ -230,7 +229,11 @@ def note(loop: Any, tasks: set[Any] | None, why: str, extra: Iterable[Entry] = (
     for each in pending_entries(ledger):
         # A wait for a lock is what its task does, and the task is there too.
         task = each.runner() if each.runner is not None and each.kind != "lock" else None
-        if task is not None and not task.done() and (task in tasks if tasks is not None else _of(task, loop)):
+        if (
+            task is not None
+            and not task.done()
+            and (task in tasks if tasks is not None else runs_on(task, loop))
+        ):
             found.append(each)
     found.extend(each for each in extra if each.done is None)
     looked = sampled_all(found, process.settings.shutdown_timeout / 3)
@@ -244,7 +247,8 @@ def note(loop: Any, tasks: set[Any] | None, why: str, extra: Iterable[Entry] = (
     return noted
 
 
-def _of(task: Any, loop: Any) -> bool:
+def runs_on(task: Any, loop: Any) -> bool:
+    """Tell whether a task is one of this loop's."""
     get_loop = getattr(task, "get_loop", None)
     return get_loop is not None and get_loop() is loop
 
@@ -754,98 +758,3 @@ _forking: Final = threading.local()
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_in_child)
-
-
-# Draining --------------------------------------------------------------------------------------------------------
-
-POLL: Final = 0.25
-"""Seconds between two looks while nothing has told of an end."""
-POLL_HELD: Final = 0.05
-"""The same where what is left ends without telling: items in queues, threads, tasks of other loops."""
-
-
-def left(cascade: str | None, caller: Any, own: Entry | None) -> list[Entry | Note]:
-    """What is live in this process, but for what the caller is itself in the middle of.
-
-    Args:
-        cascade: only of this one.
-        caller: the caller's task.
-        own: the caller's hop.
-    """
-    ledger = hopwatch_process.here().ledger
-    mine: set[int] = set()
-    above = own
-    while above is not None and len(mine) < 1_000:
-        mine.add(id(above))
-        above = above.parent
-    out: list[Entry | Note] = []
-    for hop in ledger.open_hops():
-        if cascade is not None and hop.cascade != cascade:
-            continue
-        task = hop.runner() if hop.runner is not None else None
-        inside = id(hop) in mine or (caller is not None and task is caller)
-        out.extend(
-            each
-            for each in ledger.below(hop, ledger.capacity)
-            if each.done is None
-            and not (inside and each.quiet)
-            and not (caller is not None and each.runner is not None and each.runner() is caller)
-        )
-        # The request that the SDK's own queue handed to an execution is counted on it, and told of by it.
-        if not inside or (hop.held and held_told(hop) is not None):
-            out.append(hop)
-    return out
-
-
-async def drain(timeout: float | None, cascade: str | None) -> list[Entry | Note]:
-    """Wait until nothing is left; returns what is when the time is over. See `hopwatch.drain`."""
-    loop = asyncio.get_running_loop()
-    caller = asyncio.current_task()
-    own = hopwatch_process.current.get()
-    wakers = hopwatch_process.here().telemetry.wakers
-    until = None if timeout is None else time.monotonic() + timeout
-    over = loop.create_future()
-    # A bare future, for anything else that waits would be counted itself.
-
-    def wake(*_: object) -> None:
-        """Look again, whatever thread says so."""
-        with contextlib.suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(_set, over)
-
-    wakers.append(wake)
-    try:
-        while True:
-            over = loop.create_future()
-            found = left(cascade, caller, own)
-            if not found:
-                return []
-            wait = POLL
-            for each in found:
-                task = each.runner() if each.runner is not None else None
-                if task is None or not _of(task, loop) or (isinstance(each, Entry) and each.held):
-                    wait = POLL_HELD
-            if until is not None:
-                wait = min(wait, until - time.monotonic())
-                if wait <= 0:
-                    return found
-            watched = [
-                task
-                for each in found[:1_000]
-                if each.runner is not None and (task := each.runner()) is not None and _of(task, loop)
-            ]
-            handle = loop.call_later(wait, _set, over)
-            try:
-                for task in watched:
-                    task.add_done_callback(wake)
-                await over
-            finally:
-                handle.cancel()
-                for task in watched:
-                    task.remove_done_callback(wake)
-    finally:
-        wakers.remove(wake)
-
-
-def _set(future: Any) -> None:
-    if not future.done():
-        future.set_result(None)

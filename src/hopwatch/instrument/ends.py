@@ -15,7 +15,7 @@ from time import time_ns
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
-from hopwatch import exits
+from hopwatch import draining, exits
 from hopwatch import process as hopwatch_process
 from hopwatch.instrument import jobs, queues
 from hopwatch.process import failed
@@ -55,7 +55,7 @@ def _drain(loop: Any) -> None:
     seconds = hopwatch_process.here().settings.drain
     if not seconds or not len(hopwatch_process.here().ledger):
         return
-    waiting = exits.drain(seconds, None)
+    waiting = draining.drain(seconds, None)
     try:
         loop.run_until_complete(waiting)
     except Exception:  # noqa: BLE001 - what the application's tasks raise does not come out here
