@@ -989,6 +989,56 @@ def test_a_process_that_dies_without_a_word_breaks_its_cascade(folder, tmp_path,
         )  # fmt: skip
 
 
+@contextlib.contextmanager
+def memory_for(process, size):
+    """Let a process have no more memory than that, by a control group of the kernel's; skips where none may be made."""
+    groups = Path("/sys/fs/cgroup")
+    if (groups / "cgroup.controllers").exists():
+        group, limit, swap = groups / f"hopwatch-{process.pid}", "memory.max", ("memory.swap.max", 0)
+    else:
+        group, limit = groups / "memory" / f"hopwatch-{process.pid}", "memory.limit_in_bytes"
+        swap = ("memory.memsw.limit_in_bytes", size)
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"ci: may be skipped: no control group can be made here ({error})")
+    try:
+        try:
+            (group / limit).write_text(str(size))
+            if (group / swap[0]).exists():
+                (group / swap[0]).write_text(str(swap[1]))
+            (group / "cgroup.procs").write_text(str(process.pid))
+        except OSError as error:
+            pytest.skip(f"ci: may be skipped: memory cannot be bounded here ({error})")
+        yield
+    finally:
+        process.kill()
+        process.wait(60)
+        eventually(lambda: _gone(group))
+
+
+def _gone(group):
+    with contextlib.suppress(OSError):  # the kernel lets go of a dead process in its own time
+        group.rmdir()
+    return not group.exists()
+
+
+@pytest_processes
+def test_a_process_that_the_kernel_kills_for_want_of_memory_breaks_its_cascade(folder, tmp_path):
+    eats = "hoard = []\nwhile len(hoard) < 1_000:\n    hoard.append(bytearray(os.urandom(1 << 20)))"
+    with (
+        collector(tmp_path / "hops.sqlite", "--blackbox", str(folder)) as running,
+        Agent(folder, eats, endpoint=url(running)) as agent,
+        memory_for(agent.process, 256 << 20),
+    ):
+        until(running, agent.cascade, OPEN)
+        agent.go()
+        assert agent.process.wait(60) == -signal.SIGKILL
+        told = until(running, agent.cascade, BROKEN)
+        (hop,) = told["hops"]
+        assert (hop["outcome"], hop["reason"]) == ("abandoned", "process_killed")
+
+
 @pytest_processes
 def test_a_process_that_died_before_it_told_anything_is_told_of(folder, tmp_path):
     with Agent(folder) as agent:  # its telemetry goes nowhere

@@ -228,6 +228,15 @@ thread = threading.Thread(target=lambda: new_event_loop().run_until_complete(mai
 thread.start()
 thread.join()
 """, {"root": TERM}, way="SIGTERM", code=-SIGTERM, sends=SIGTERM),
+    Row("SIGTERM in the middle of an import", """
+with cascade("root"):
+    pass
+folder = os.path.dirname(os.path.abspath(__file__))
+with open(os.path.join(folder, "slow_to_import.py"), "w") as file:
+    file.write("import time\\nprint('ready', flush=True)\\ntime.sleep(60)\\n")
+sys.path.insert(0, folder)
+import slow_to_import
+""", way="SIGTERM", code=-SIGTERM, sends=SIGTERM, outcomes={"root": "finished"}),
     Row("SIGTERM with a handler that the application has set", """
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(5))
 async def main():
