@@ -121,8 +121,8 @@ PHRASES: Final[dict[str, str]] = {
     "task_group": "a task group's tasks",
     "call": "a gRPC call",
 }
-RUNNING: Final = Wait("running", moves=True, what="nothing: it runs or is about to")
-ENDED: Final = Wait("running", moves=True, what="nothing: it has ended")
+RUNNING: Final = Wait("running", moves=True, what="running, or about to")
+ENDED: Final = Wait("running", moves=True, what="over already")
 UNREADABLE: Final = Wait("unknown", moves=True, what="something that could not be read")
 # What the application calls on a primitive of each kind, to find what it calls the primitive.
 _VERBS: Final[dict[str, frozenset[str]]] = {
