@@ -632,7 +632,9 @@ def _waiting(hop: Hop) -> str:
     if isinstance(parts, list) and parts:
         words = [_part(part) for part in parts[:4] if isinstance(part, dict)]
         inner = f" ({'; '.join(word for word in words if word)})"
-    return f", {what}{where}{inner}" if waits.get("kind") == "running" else f", waiting for {what}{where}{inner}"
+    return (
+        f", {what}{where}{inner}" if waits.get("kind") == "running" else f", waiting for {what}{where}{inner}"
+    )
 
 
 def _part(waits: Mapping[str, Any]) -> str:

@@ -297,6 +297,21 @@ def test_an_object_of_another_shape_is_still_drawn(broken):
     headline(broken)
 
 
+def test_a_time_is_told_once():
+    waits = {"kind": "sleep", "what": "asyncio.sleep(600) until 09:00:05Z", "until": 1795251605.5}
+    plainly, _ = picture(cascade("in_flight", [hop("a", state="open", waits_on=waits)]))
+    assert sum(line.count("09:00:05") for line in plainly) == 1
+
+
+@pytest.mark.parametrize(("state", "outcome", "said"), [("open", None, ""), ("ended", "abandoned", "was ")])
+def test_who_runs_is_not_said_to_wait(state, outcome, said):
+    waits = {"kind": "running", "what": "running, or about to", "file": "w.py", "line": 7}
+    plainly, _ = picture(cascade("in_flight", [hop("a", state=state, outcome=outcome, waits_on=waits)]))
+    assert [line.strip() for line in plainly if "running" in line] == [
+        f"{said}running, or about to at w.py:7"
+    ]
+
+
 @pytest.mark.parametrize(
     ("until", "shown"),
     [(1795251605.5, ", until 09:00:05 UTC"), (1e300, ""), (float("nan"), ""), ("soon", ""), (True, "")],

@@ -408,6 +408,8 @@ def _note(row: Row, hop: Mapping[str, Any]) -> None:
 
 def _note_wait(row: Row, waits: Mapping[str, Any], depth: int, verb: str) -> None:
     task = plain(waits.get("task"))
+    if waits.get("kind") == "running":
+        verb = "was " if verb == "waited for " else ""
     text = f"{task}: " if task and depth else verb
     text += plain(waits.get("what")) or plain(waits.get("kind")) or "something that nobody could tell"
     if waits.get("file"):
@@ -421,7 +423,7 @@ def _note_wait(row: Row, waits: Mapping[str, Any], depth: int, verb: str) -> Non
             if shown not in text:
                 text += f", {word} {shown}"
     until = clock(waits.get("until"))
-    if until:
+    if until and until.removesuffix(" UTC") not in text:
         text += f", until {until}"
     row.notes.append((depth, text, "bold" if not depth else ""))
     chain = _listed(waits.get("chain"))
