@@ -29,6 +29,8 @@ from typing import IO, TYPE_CHECKING, Any, Final
 import make_secrets
 import programs
 
+from hopwatch.demo.run import free_ports
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -225,6 +227,8 @@ def ports(*, free: bool) -> dict[str, int]:
     Raises:
         StackError: one is taken, or a variable names none.
     """
+    if free:
+        return dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
     found: dict[str, int] = {}
     with contextlib.ExitStack() as stack:
         for name, default in PORTS.items():
@@ -234,7 +238,7 @@ def ports(*, free: bool) -> dict[str, int]:
             taken = stack.enter_context(socket.socket())
             taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                taken.bind((LOOPBACK, 0 if free else int(given)))
+                taken.bind((LOOPBACK, int(given)))
             except OSError:
                 raise StackError(
                     f"port {given} is taken; name another one with {name}, or give --free-ports"

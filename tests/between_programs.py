@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
-import socket
 import sys
 import threading
 import time
@@ -19,6 +17,7 @@ from hopwatch.demo.run import (
     AGENTS,
     Cast,
     agent_environment,
+    free_ports,
     launcher,
     slow_server,
     start_agents,
@@ -56,19 +55,6 @@ def until(look, what, say=lambda: "", every=0.05):
         time.sleep(every)
 
 
-def ports(count):
-    """Ports of loopback that are free, and below those that the kernel gives to outgoing connections.
-
-    One of those might be taken while the process that had it is restarted.
-    """
-    found = []
-    while len(found) < count:
-        with contextlib.suppress(OSError), socket.socket() as tried:
-            tried.bind(("127.0.0.1", random.randrange(15_000, 32_000)))
-            found.append(tried.getsockname()[1])
-    return found
-
-
 class Otelcol:
     """The OpenTelemetry Collector with a recipe, always at the same ports and with the same storage."""
 
@@ -78,7 +64,7 @@ class Otelcol:
         self.name = name
         self.recipe = recipe
         self.more = more
-        grpc, http, health, own = ports(4)
+        grpc, http, health, own = free_ports(4)
         self.url = f"http://127.0.0.1:{http}"
         self._health = f"http://127.0.0.1:{health}/"
         self._own = f"http://127.0.0.1:{own}/metrics"
@@ -143,7 +129,7 @@ class Hopwatch:
             file.write_text(token, "utf-8")
             self.options = ["--token-file", str(file)]
             self.headers = {"authorization": f"Bearer {token}"}
-        self.port, self.grpc_port = ports(2)
+        self.port, self.grpc_port = free_ports(2)
         self.url = f"http://127.0.0.1:{self.port}"
         self.process = None
 

@@ -12,6 +12,7 @@ import time
 import pytest
 
 from collector.telling import collector
+from hopwatch.demo.run import free_ports
 from ways_out import PRELUDE, SIGINT, SIGTERM, agents_called, cascades_of, play, started, until_ready
 
 pytestmark = pytest.mark.processes
@@ -52,12 +53,6 @@ def running(tmp_path_factory):
     with collector(tmp_path_factory.mktemp("servers") / "store.sqlite") as found:
         found.url = f"http://127.0.0.1:{found.port}"
         yield found
-
-
-def free_port():
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
 
 
 def ask(port, path="/", *, whole=True, within=20):
@@ -109,7 +104,7 @@ def test_uvicorn_ends_by_sigterm_with_its_own_exit_code_and_all_is_told(
     loop, stream, graceful, running, tmp_path
 ):
     path = tmp_path / "server.py"
-    port = free_port()
+    (port,) = free_ports(1)
     path.write_text(
         APP
         + f"\nimport uvicorn\nuvicorn.run(app, port={port}, log_level='error', loop={loop!r}, timeout_graceful_shutdown={graceful})\n"
@@ -131,7 +126,7 @@ def test_uvicorn_ends_by_sigterm_with_its_own_exit_code_and_all_is_told(
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 def test_uvicorn_ends_by_ctrl_c_and_all_is_told(loop, running, tmp_path):
     path = tmp_path / "server.py"
-    port = free_port()
+    (port,) = free_ports(1)
     path.write_text(
         APP + f"\nimport uvicorn\nuvicorn.run(app, port={port}, log_level='error', loop={loop!r})\n"
     )
@@ -150,7 +145,7 @@ def test_uvicorn_ends_by_ctrl_c_and_all_is_told(loop, running, tmp_path):
 def test_hypercorn_ends_by_sigterm_and_all_is_told(loop, running, tmp_path):
     pytest.importorskip("hypercorn", reason="hypercorn is not installed; ci: may be skipped")
     path = tmp_path / "server.py"
-    port = free_port()
+    (port,) = free_ports(1)
     path.write_text(
         APP
         + f"""
@@ -179,7 +174,7 @@ def test_gunicorn_workers_tell_of_their_own(running, tmp_path):
     pytest.importorskip("gunicorn", reason="gunicorn is not installed; ci: may be skipped")
     pytest.importorskip("uvicorn_worker", reason="uvicorn-worker is not installed; ci: may be skipped")
     path = tmp_path / "server.py"
-    port = free_port()
+    (port,) = free_ports(1)
     path.write_text(
         APP
         + f"""
@@ -201,7 +196,7 @@ if __name__ == "__main__":
 def test_a_grpc_server_that_gets_sigterm_tells_of_the_call_it_served(loop, running, tmp_path):
     grpc = pytest.importorskip("grpc")
     path = tmp_path / "server.py"
-    port = free_port()
+    (port,) = free_ports(1)
     path.write_text(
         PRELUDE
         + f"""
@@ -251,7 +246,7 @@ if __name__ == "__main__":
     uvicorn.run("workers_app:app", port=int(sys.argv[1]), log_level="error", workers=2)
 """
     )
-    port = free_port()
+    (port,) = free_ports(1)
     with started(path, "asyncio", str(port), url=running.url) as process:
         agent = process.agent
         pids = set()

@@ -807,13 +807,13 @@ from a2a.client import ClientConfig, ClientFactory
 from a2a.helpers import new_text_message
 from a2a.types.a2a_pb2 import AgentCapabilities, AgentCard, AgentInterface, Role, SendMessageConfiguration, SendMessageRequest
 
+from hopwatch.demo.run import free_ports
+
 WORKER = Path(hopwatch.demo.__file__).parent / "agents" / "worker.py"
 
 @pytest.fixture
 def worker(cascade, request):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     command = [sys.executable, "-m", "hopwatch.cli", "run", "--", sys.executable, str(WORKER), "--port", str(port), "--fault", request.param]
     with subprocess.Popen(command, env={**os.environ, **cascade.environment("worker")}) as process:
         until = time.monotonic() + 30

@@ -14,6 +14,8 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.routing import Route
 
+from hopwatch.demo.run import free_ports
+
 # ruff: noqa: A001, A002 - `id` is what the API calls it
 
 ID = "0af7651916cd43dd8448eb211c80319c"
@@ -109,8 +111,7 @@ def running(collector):
 
 
 def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
+    return free_ports(1)[0]
 
 
 def environment(**more):

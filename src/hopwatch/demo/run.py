@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json as jsonlib
 import os
+import random
 import shutil
 import signal
 import socket
@@ -140,12 +141,26 @@ class Cast:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of loopback that are free right now."""
+    """Ports of loopback that are free right now, and below those that the kernel gives to outgoing connections.
+
+    One of those may be taken before the program that it is for has come to listen there.
+    """
+    try:
+        given = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        given = 32_768
+    choose = random.SystemRandom()
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind((LOOPBACK, 0))
-        return [each.getsockname()[1] for each in sockets]
+        found: list[socket.socket] = []
+        for tries in range(100 * count):
+            tried = stack.enter_context(socket.socket())
+            port = choose.randrange(15_000, given) if given > 20_000 and tries < 50 * count else 0
+            with contextlib.suppress(OSError):
+                tried.bind((LOOPBACK, port))
+                found.append(tried)
+            if len(found) == count:
+                break
+        return [each.getsockname()[1] for each in found]
 
 
 def launcher(python: str = sys.executable) -> list[str]:
