@@ -1,5 +1,6 @@
 """What did this process export? Spans in memory, read back into hops as the collector does."""
 
+import os
 import time
 
 from opentelemetry import trace
@@ -17,12 +18,19 @@ if not isinstance(trace.get_tracer_provider(), TracerProvider):
 trace.get_tracer_provider().add_span_processor(SimpleSpanProcessor(exporter))
 
 
-def fresh():
-    """Begin with an empty ledger and nothing exported."""
+def fresh(*, reveal_after=30.0):
+    """Begin with an empty ledger and nothing exported.
+
+    What is invisible stays so for half a minute, if the environment does not say otherwise: on a machine that is busy anything
+    may last the second after which it is told of, and would be one more hop.
+    """
     process._process = None
     process.failures.clear()
     exporter.clear()
-    return process.here()
+    here = process.here()
+    if "HOPWATCH_REVEAL_AFTER" not in os.environ:
+        here.settings = here.settings._replace(reveal_after=reveal_after)
+    return here
 
 
 def ours():
@@ -31,6 +39,11 @@ def ours():
     return [
         span for span in exporter.get_finished_spans() if (span.attributes or {}).get(names.RECORD) in kinds
     ]
+
+
+def ended():
+    """Those of hops that have ended, without markers of what was open meanwhile."""
+    return [span for span in ours() if span.attributes[names.RECORD] == names.RECORD_END]
 
 
 def others():

@@ -37,7 +37,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 import hopwatch
-from exported import cascades, exporter, only_cascade, others, ours, tree, verdict
+from exported import cascades, ended, exporter, only_cascade, others, ours, tree, verdict
 from hopwatch import attributes as names
 from hopwatch import process
 from hopwatch.instrument.a2a import A2AInstrumentor, missing
@@ -171,7 +171,7 @@ def test_a_blocking_message_is_a_send_a_request_and_an_execution(binding):
             await over()
         hops = only_cascade()
         assert tree(hops) == MESSAGE
-        assert len(ours()) == 3
+        assert len(ended()) == 3
         send, served_, ran = hop(hops, "send"), hop(hops, "request"), hop(hops, "execution")
         assert (send.name, served_.name, ran.name) == ("SendMessage", "SendMessage", "Executor.execute")
         assert send.peer == "instrumented"
@@ -241,7 +241,7 @@ def test_each_push_is_two_hops_below_the_execution_and_acknowledged_by_its_webho
         hops = only_cascade()
         push = ("push", [("webhook", [])])
         assert tree(hops) == [("send", [("request", [("execution", [push, push, push, push])])])]
-        assert len(ours()) == 3 + 2 * 4
+        assert len(ended()) == 3 + 2 * 4
         states = [
             each.task_state
             for each in sorted(hops.values(), key=lambda each: each.started)

@@ -17,7 +17,7 @@ from hopwatch.telemetry import SECOND, begin, within
 
 @pytest.fixture
 def process():
-    made = fresh()
+    made = fresh(reveal_after=1.0)
     # The test looks itself, when it wants to.
     made.telemetry._started = True
     made.telemetry._idle = False

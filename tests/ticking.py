@@ -14,7 +14,7 @@ class Watched:
     """This process, whose ticker ticks only when the test says so."""
 
     def __init__(self):
-        self.process = fresh()
+        self.process = fresh(reveal_after=1.0)  # ticks say how much later it is
         self.ledger = self.process.ledger
 
     def tick(self, later=0.0):
