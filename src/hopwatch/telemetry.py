@@ -801,7 +801,7 @@ def describe_send(hop: Entry) -> waits.Send:
 
 def holder_of(lock: object) -> Any:
     """Who holds a lock, as far as the instrumentation of locks has seen it taken: a task, or those of a semaphore."""
-    held = getattr(lock, "_hopwatch_held", None)
+    held = getattr(lock, "__dict__", {}).get("_hopwatch_held")
     if held is None:
         return None
     if isinstance(held, dict):

@@ -1,4 +1,8 @@
-"""Which methods of `asyncio.Queue` and `culsans.Queue` does every item go through? They are replaced here."""
+"""Which methods of `asyncio.Queue` and `culsans.Queue` does every item go through? They are replaced here.
+
+What is known of a queue is an attribute of it and not of its class also where it is None: to read one that the class has too costs as much as
+all else that is done here for a queue outside any cascade.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +45,10 @@ _get = current.get
 def _putting(original: Any) -> Any:
     @functools.wraps(original)
     def put_nowait(self: Any, item: Any) -> Any:
-        line = self._hopwatch_line
+        try:
+            line = self._hopwatch_line
+        except AttributeError:
+            line = _older(self)
         hop = _get()
         if line is None and (hop is None or (line := _begin(self)) is None):
             return original(self, item)
@@ -62,6 +69,15 @@ def _putting(original: Any) -> Any:
     return put_nowait
 
 
+def _older(queue: Any) -> Line | None:
+    """A queue that was made before it was instrumented gets what it has not."""
+    try:
+        queue._hopwatch_line = queue._hopwatch_takers = None  # noqa: SLF001
+    except Exception:  # noqa: BLE001
+        failed("queue.older")
+    return None
+
+
 def _begin(queue: Any) -> Line | None:
     try:
         return line_of(queue)
@@ -74,23 +90,27 @@ def _getting(original: Any) -> Any:
     @functools.wraps(original)
     def get_nowait(self: Any) -> Any:
         item = original(self)
-        if self._hopwatch_takers is not None:
-            takers.took_from(self)
-        line = self._hopwatch_line
+        try:
+            if self._hopwatch_takers is not None:
+                takers.took_from(self)
+            line = self._hopwatch_line
+        except AttributeError:
+            line = _older(self)
         if line is None:
             return item
         try:
             if line.quick and line.inside:
-                hop = line.inside[0]
-                if hop is not None:
-                    if not hop.adopted and hop is _get():
-                        # It works for this hop already, and will say when it is done: nothing changes but the count.
-                        line.single = line.inside.popleft()
-                        line.quick = False
-                        line.removed += 1
-                        return item
-                    if take_quickly(line, hop):
-                        return item
+                inside = line.inside
+                hop = inside.popleft()
+                if hop is not None and not hop.adopted and hop is _get():
+                    # It works for this hop already, and will say when it is done: nothing changes but the count.
+                    line.single = hop
+                    line.quick = False
+                    line.removed += 1
+                    return item
+                inside.appendleft(hop)
+                if hop is not None and take_quickly(line, hop):
+                    return item
             dequeued(line, item)
         except Exception:  # noqa: BLE001
             hook_failed("queue.get", self)
@@ -103,7 +123,10 @@ def _finishing(original: Any) -> Any:
     @functools.wraps(original)
     def task_done(self: Any) -> Any:
         original(self)
-        line = self._hopwatch_line
+        try:
+            line = self._hopwatch_line
+        except AttributeError:
+            line = _older(self)
         if line is None:
             return None
         try:
@@ -142,7 +165,6 @@ def _shutting(original: Any) -> Any:
 def instrument(patches: Patches) -> None:
     """Replace the methods of `asyncio.Queue` through which every item goes."""
     telemetry.explain_event, telemetry.explain_held = what_event_waits_on, waiting_items
-    patches.add(asyncio.Queue, "_hopwatch_line", None)
     takers.instrument(patches)
     patches.replace(asyncio.Queue, "put_nowait", _putting)
     patches.replace(asyncio.Queue, "get_nowait", _getting)

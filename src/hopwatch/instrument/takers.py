@@ -56,8 +56,8 @@ def _making_queue(original: Any) -> Any:
     @functools.wraps(original)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
         original(self, *args, **kwargs)
-        if self._maxsize > 0:
-            self._hopwatch_takers = set()
+        self._hopwatch_line = None  # see queue_patches
+        self._hopwatch_takers = set() if getattr(self, "_maxsize", 0) > 0 else None
 
     return __init__
 
@@ -73,9 +73,9 @@ def _making_semaphore(original: Any) -> Any:
 
 def instrument(patches: Patches) -> None:
     """Replace what makes a queue and a semaphore."""
-    patches.add(asyncio.Queue, "_hopwatch_takers", None)
-    if hasattr(asyncio.Queue(1), "_maxsize"):
-        patches.replace(asyncio.Queue, "__init__", _making_queue)
+    patches.replace(asyncio.Queue, "__init__", _making_queue)
+    # CPython keeps attributes fast for all instances of a class if they are known before some thirty of these are made.
+    asyncio.Queue()
     patches.add(asyncio.Semaphore, "_hopwatch_permits", None)
     if hasattr(asyncio.Semaphore(1), "_value"):
         patches.replace(asyncio.Semaphore, "__init__", _making_semaphore)
