@@ -166,7 +166,7 @@ def test_what_is_answered_at_once_is_three_hops_however_long_it_takes_and_each_p
             agent(work, route, engine=engine, binding=binding) as there,
             client(there.url, binding=binding) as peer,
         ):
-            (answer,) = await peer.send(webhook=f"{there.url}/hook", now=True)
+            (answer,) = await peer.send(webhook=there.hook, now=True)
             assert task_of(answer)[1] != "TASK_STATE_COMPLETED"
             # Longer than what is invisible may take before it is shown: nothing of this is.
             await asyncio.sleep(1.6)
@@ -264,12 +264,12 @@ def test_a_second_message_to_a_task_is_a_cascade_of_its_own_with_a_link_to_the_f
                 await complete(updater)
 
         async with agent(work, route, engine=engine) as there, client(there.url) as peer:
-            (first,) = await peer.send(webhook=f"{there.url}/hook")
+            (first,) = await peer.send(webhook=there.hook)
             task, state = task_of(first)
             assert state == "TASK_STATE_INPUT_REQUIRED"
             await over()
             context = there.executor.contexts[0].context_id
-            (second,) = await peer.send("blue", task=task, context=context, webhook=f"{there.url}/hook")
+            (second,) = await peer.send("blue", task=task, context=context, webhook=there.hook)
             assert task_of(second) == (task, "TASK_STATE_COMPLETED")
             await over(left_behind(engine))
         assert pushed[-1] == "TASK_STATE_COMPLETED"
@@ -413,7 +413,7 @@ def test_with_every_detail_a_push_is_still_the_executions_and_all_of_it_settles(
     async def story():
         route, pushed = inbox()
         async with agent(complete, route, engine=engine) as there, client(there.url) as peer:
-            await peer.send(webhook=f"{there.url}/hook", now=True)
+            await peer.send(webhook=there.hook, now=True)
             await over(left_behind(engine))
         assert pushed[-1] == "TASK_STATE_COMPLETED"
         hops = only_cascade()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import sys
 from typing import TYPE_CHECKING, Any
 
 from hopwatch import process as hopwatch_process
@@ -21,6 +22,8 @@ from hopwatch.instrument.queues import (
     enqueued,
     failed_to_hold,
     hook_failed,
+    ignore,
+    is_pool,
     known_line,
     line_of,
     lines,
@@ -64,6 +67,9 @@ def _putting(original: Any) -> Any:
 
 def _begin(queue: Any) -> Line | None:
     try:
+        if is_pool(sys._getframe(2)):  # noqa: SLF001 - who calls `put_nowait`: once for each queue
+            ignore(queue)
+            return None
         return line_of(queue)
     except Exception:  # noqa: BLE001
         failed("queue.line")
