@@ -159,7 +159,10 @@ class Agent:
 @contextlib.asynccontextmanager
 async def agent(work=complete, *routes, engine=ENGINES[0], binding="JSONRPC", compat=False, patience=20):
     """An agent that does `work` in each execution, with further routes of its own; `patience` is how long its pushes wait."""
-    async with httpx.AsyncClient(timeout=httpx.Timeout(20, read=patience)) as http, stores() as (tasks, configs):
+    async with (
+        httpx.AsyncClient(timeout=httpx.Timeout(20, read=patience)) as http,
+        stores() as (tasks, configs),
+    ):
         executor = Executor(work)
         card = card_of("http://127.0.0.1:1", binding)
         made = LegacyRequestHandler if engine == "legacy" else DefaultRequestHandler

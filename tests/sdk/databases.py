@@ -98,7 +98,10 @@ async def stores_in(url, **options):
     engine = engine_of(url, **options)
     try:
         tasks, configs = DatabaseTaskStore(engine), DatabasePushNotificationConfigStore(engine)
-        for store in (tasks, configs):  # else the first messages, where they come at once, make the tables twice
+        for store in (
+            tasks,
+            configs,
+        ):  # else the first messages, where they come at once, make the tables twice
             await store.initialize()
         yield tasks, configs
     finally:

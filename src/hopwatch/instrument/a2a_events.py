@@ -218,7 +218,9 @@ def _processing(original: Any) -> Any:
             try:
                 result = await original(self, event)
             except Exception as error:
-                if not isinstance(event, BaseException):  # else it is the execution that has failed, and tells so
+                if not isinstance(
+                    event, BaseException
+                ):  # else it is the execution that has failed, and tells so
                     events.trouble = reason_of(error)
                 raise
             if last:

@@ -35,9 +35,9 @@ def wait_of(frames: list[Frame], threads: Threads) -> Wait:
     if frames[-1].file.startswith("asyncpg/"):
         peer = next((peer for thing in things if (peer := _address(thing))), None)
         return Wait("socket", moves=True, what=f"PostgreSQL{f' at {peer}' if peer else ''}", peer=peer)
-    connection = next((thing for thing in things if _is(thing, "aiosqlite.core", "Connection")), None)
+    connection: Any = next((thing for thing in things if _is(thing, "aiosqlite.core", "Connection")), None)
     # Below 0.22 the connection is the thread itself.
-    thread = connection if is_a(connection, threading.Thread) else field_of(connection, "_thread")
+    thread: Any = connection if is_a(connection, threading.Thread) else field_of(connection, "_thread")
     if not is_a(thread, threading.Thread):
         return Wait("thread", moves=True, what="SQLite, in a thread of aiosqlite")
     job = threads.standing(thread)
