@@ -48,7 +48,7 @@ import test_a2a
 from exported import cascades, exporter, fresh, only_cascade, others, ours, tree, verdict
 from hopwatch import attributes as names
 from hopwatch import process, propagation, telemetry
-from hopwatch.instrument import Patches, a2a_grpc, a2a_grpc_server, http_client
+from hopwatch.instrument import Patches, a2a_grpc, a2a_grpc_server, a2a_seams, http_client
 from hopwatch.instrument.a2a import A2AInstrumentor, missing
 from test_a2a import MESSAGE, Executor, answers, complete, hop, over, request, run, served
 
@@ -1738,9 +1738,13 @@ def test_where_grpc_is_not_installed_nothing_of_it_is_imported_and_nothing_raise
 def test_a_release_without_a_seam_is_instrumented_as_far_as_it_goes_and_says_what_is_missing():
     patches = Patches()
     handler = type("Handler", (a2a_pb2_grpc.A2AServiceServicer,), {"SendMessage": GrpcHandler.SendMessage})
-    lacks = a2a_grpc_server.instrument(patches, handler)
-    assert "SendMessage" not in {each.rpartition(".")[2] for each in lacks}
-    assert {each.rpartition(".")[2] for each in lacks} >= {"SendStreamingMessage", "CancelTask"}
+    served_by = {
+        seam.name: a2a_grpc_server.serve(patches, handler, seam.name)
+        for seam in a2a_seams.SEAMS
+        if seam.owner == "GrpcHandler" and seam.is_due(a2a_seams.installed())
+    }
+    assert [name for name, served in served_by.items() if served] == ["SendMessage"]
+    assert len(served_by) == 5
     assert handler.CancelTask is a2a_pb2_grpc.A2AServiceServicer.CancelTask
     patches.undo()
 

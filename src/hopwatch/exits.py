@@ -501,11 +501,14 @@ def held_told(hop: Entry) -> Sampled:
     if telemetry.explain_held is None:
         return None
     try:
-        parts = [part for part, _ in telemetry.explain_held(hop, None)]
+        parts = telemetry.explain_held(hop, None)
     except Exception:  # noqa: BLE001
         failed("exits.held")
         return None
-    return {"kind": "gather", "what": held_by(hop), "moves": True, "of": parts} if parts else None
+    if not parts:
+        return None
+    moves = any(moves for _, moves in parts)
+    return {"kind": "gather", "what": held_by(hop), "moves": moves, "of": [part for part, _ in parts]}
 
 
 def _empty(hop: Entry, why: str, sampled: Sampled) -> None:

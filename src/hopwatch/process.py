@@ -58,10 +58,10 @@ def reason_of(error: BaseException) -> str:
     """An exception in a few words: its own `__str__` may raise, and may give what no exporter can encode.
 
     Of the URLs in it passwords, queries and fragments are left out: httpx 0.28 quotes the whole URL of a request that was
-    refused, and a2a-sdk 1.3.0 hands that on.
+    refused, and a2a-sdk 1.3.0 hands that on. What SQLAlchemy adds is left out: the statement, and its parameters, which are data.
     """
     try:
-        text = f"{type(error).__name__}: {error}"
+        text = f"{type(error).__name__}: {error}".partition("\n[SQL: ")[0]
     except Exception:  # noqa: BLE001 - it is the application's code
         text = type(error).__name__
     return encodable(without_url_secrets(text[:4_000])[:200])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +71,31 @@ def test_a_release_that_lacks_what_is_wrapped_is_told_of_with_what_it_lacks(look
     assert "a2a-sdk 1.4.0 lacks 1 of the " in text
     assert "pushs" not in text
     assert text.endswith(".BasePushNotificationSender._dispatch_notification")
+
+
+def test_a_grpcio_that_lacks_what_is_wrapped_is_told_of(look, tmp_path, monkeypatch):
+    assert of(look(), "grpcio's seams") == []
+    there = a2a_seams.folder("grpc") / "grpc" / "aio"
+    (tmp_path / "grpc" / "aio").mkdir(parents=True)
+    for name in ("_channel.py", "_call.py"):
+        text = (there / name).read_text().replace("class UnaryStreamCall", "class StreamOfAnswers")
+        (tmp_path / "grpc" / "aio" / name).write_text(text)
+    whole = a2a_seams.folder
+    monkeypatch.setattr(
+        a2a_seams, "folder", lambda package="a2a": tmp_path if package == "grpc" else whole(package)
+    )
+    ((level, text),) = of(look(), "grpcio's seams")
+    assert level == "warning"
+    assert "lacks grpc.aio._call.UnaryStreamCall.__init__, which" in text
+
+
+def test_a_release_without_a_method_of_its_grpc_handler_is_told_of(look, tmp_path):
+    shutil.copytree(a2a_seams.folder() / "a2a", tmp_path / "a2a", ignore=shutil.ignore_patterns("*.pyc"))
+    handler = tmp_path / "a2a" / "server" / "request_handlers" / "grpc_handler.py"
+    handler.write_text(handler.read_text().replace("async def CancelTask", "async def Cancel"))
+    ((level, text),) = of(look(source=lambda: tmp_path), "a2a-sdk's seams")
+    assert level == "warning"
+    assert text.endswith("a2a.server.request_handlers.grpc_handler.GrpcHandler.CancelTask")
 
 
 def test_every_problem_and_warning_has_a_remedy(look):

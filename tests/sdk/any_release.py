@@ -9,12 +9,14 @@ import inspect
 import uuid
 from importlib import metadata
 
+import grpc
 import httpx
 import starlette.applications
 import uvicorn
 from a2a.client import ClientConfig, ClientFactory
 from a2a.server.agent_execution import AgentExecutor
 from a2a.server.request_handlers import DefaultRequestHandler
+from a2a.server.request_handlers.grpc_handler import GrpcHandler
 from a2a.server.tasks import (
     BasePushNotificationSender,
     InMemoryPushNotificationConfigStore,
@@ -26,17 +28,33 @@ RELEASE = tuple(int(part) for part in metadata.version("a2a-sdk").split(".")[:3]
 OLD = RELEASE < (1,)
 if OLD:
     from a2a import types
+    from a2a.grpc.a2a_pb2_grpc import add_A2AServiceServicer_to_server
     from a2a.server.apps import A2ARESTFastAPIApplication, A2AStarletteApplication
     from a2a.utils import new_task as new_task_from_user_message
 else:
+    from a2a.compat.v0_3 import a2a_v0_3_pb2_grpc
+    from a2a.compat.v0_3.grpc_handler import CompatGrpcHandler
     from a2a.helpers import new_task_from_user_message, new_text_message
     from a2a.server.request_handlers import LegacyRequestHandler
     from a2a.server.routes import create_jsonrpc_routes, create_rest_routes
     from a2a.types import a2a_pb2 as types
+    from a2a.types.a2a_pb2_grpc import add_A2AServiceServicer_to_server
 
 ENGINES = ["results"] if OLD else ["active", "legacy"]
 """`results` is the one of 0.3, which `legacy` still is in 1.x."""
 BINDINGS = ["JSONRPC", "HTTP+JSON"]
+if RELEASE > (0, 3, 22):  # whose client sends metadata with capitals, which gRPC refuses
+    BINDINGS.append("GRPC")
+
+
+@contextlib.asynccontextmanager
+async def in_memory():
+    """The stores of an agent: of tasks, and of whom to push to."""
+    yield InMemoryTaskStore(), InMemoryPushNotificationConfigStore()
+
+
+stores = in_memory
+"""Which stores agents have; a test may put others here."""
 
 
 class Executor(AgentExecutor):
@@ -68,7 +86,7 @@ async def complete(updater):
 
 
 def card_of(url, binding, version="1.0"):
-    where = f"{url}/" if binding == "JSONRPC" else f"{url}/rest"
+    where = {"JSONRPC": f"{url}/", "HTTP+JSON": f"{url}/rest"}.get(binding, url)
     common = {
         "name": "agent",
         "version": "1",
@@ -109,26 +127,48 @@ def _sender(http, configs):
     return BasePushNotificationSender(http, configs, **more)
 
 
-class Agent:
-    """One that is served: its URL, and what the SDK has of it."""
+@contextlib.asynccontextmanager
+async def served_by_grpc(handler, card, *, compat):
+    """Serve a handler over gRPC; the address."""
+    wanted = inspect.signature(GrpcHandler.__init__).parameters
+    server = grpc.aio.server()
+    add_A2AServiceServicer_to_server(
+        GrpcHandler(request_handler=handler, **({"agent_card": card} if "agent_card" in wanted else {})),
+        server,
+    )
+    if compat and not OLD:
+        a2a_v0_3_pb2_grpc.add_A2AServiceServicer_to_server(CompatGrpcHandler(handler), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        await server.stop(None)
 
-    def __init__(self, url, executor, handler):
+
+class Agent:
+    """One that is served: its URL, that of its webhook, and what the SDK has of it."""
+
+    def __init__(self, url, hook, executor, handler):
         self.url = url
+        self.hook = hook
         self.executor = executor
         self.handler = handler
 
 
 @contextlib.asynccontextmanager
-async def agent(work=complete, *routes, engine=ENGINES[0], binding="JSONRPC", compat=False):
-    """An agent that does `work` in each execution, with further routes of its own."""
-    async with httpx.AsyncClient(timeout=20) as http:
-        configs = InMemoryPushNotificationConfigStore()
+async def agent(work=complete, *routes, engine=ENGINES[0], binding="JSONRPC", compat=False, patience=20):
+    """An agent that does `work` in each execution, with further routes of its own; `patience` is how long its pushes wait."""
+    async with (
+        httpx.AsyncClient(timeout=httpx.Timeout(20, read=patience)) as http,
+        stores() as (tasks, configs),
+    ):
         executor = Executor(work)
         card = card_of("http://127.0.0.1:1", binding)
         made = LegacyRequestHandler if engine == "legacy" else DefaultRequestHandler
         handler = made(
             agent_executor=executor,
-            task_store=InMemoryTaskStore(),
+            task_store=tasks,
             # 1.0 takes a message without a webhook for one whose webhook has an empty URL, and pushes there.
             **({"push_config_store": configs, "push_sender": _sender(http, configs)} if routes else {}),
             **({} if OLD else {"agent_card": card}),
@@ -146,8 +186,12 @@ async def agent(work=complete, *routes, engine=ENGINES[0], binding="JSONRPC", co
                     *create_rest_routes(handler, path_prefix="/rest", **_compat_of_rest(compat)),
                 ]
             )
-        async with served(app) as url:
-            yield Agent(url, executor, handler)
+        async with contextlib.AsyncExitStack() as stack:
+            url = await stack.enter_async_context(served(app))
+            hook = f"{url}/hook"
+            if binding == "GRPC":
+                url = await stack.enter_async_context(served_by_grpc(handler, card, compat=compat))
+            yield Agent(url, hook, executor, handler)
         if hasattr(handler, "aclose"):
             await handler.aclose()
 
@@ -205,6 +249,18 @@ class Client:
         wanted = types.TaskIdParams(id=task) if OLD else types.CancelTaskRequest(id=task)
         return await self.inner.cancel_task(wanted)
 
+    async def add_webhook(self, task, url, name):
+        """Have what happens to a task be pushed to this URL as well."""
+        if OLD:
+            config = types.PushNotificationConfig(id=name, url=url)
+            await self.inner.set_task_callback(
+                types.TaskPushNotificationConfig(task_id=task, push_notification_config=config)
+            )
+        else:
+            await self.inner.create_task_push_notification_config(
+                types.TaskPushNotificationConfig(task_id=task, id=name, url=url)
+            )
+
     def subscribe(self, task):
         if OLD:
             return self.inner.resubscribe(types.TaskIdParams(id=task))
@@ -216,18 +272,24 @@ async def client(url, *, binding="JSONRPC", streaming=False, timeout=20, version
     async with httpx.AsyncClient(timeout=timeout) as http:
         config = ClientConfig(
             httpx_client=http,
+            grpc_channel_factory=grpc.aio.insecure_channel,
             streaming=streaming,
             **{"supported_transports" if OLD else "supported_protocol_bindings": [binding]},
         )
-        yield Client(ClientFactory(config).create(card_of(url, binding, version)))
+        inner = ClientFactory(config).create(card_of(url, binding, version))
+        try:
+            yield Client(inner)
+        finally:
+            if binding == "GRPC":
+                await inner._transport.close()
 
 
 def task_of(answer):
-    """The task, and its state as 1.x calls it, of an answer of either release."""
+    """The task, and its state as 1.x calls it, of an answer of either release, or of a task that was asked for."""
     if OLD:
         task = answer[0] if isinstance(answer, tuple) else answer
         return task.id, "TASK_STATE_" + task.status.state.value.upper().replace("-", "_")
-    task = answer.task
+    task = answer if isinstance(answer, types.Task) else answer.task
     return task.id, types.TaskState.Name(task.status.state)
 
 

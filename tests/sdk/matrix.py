@@ -23,6 +23,8 @@ ROOT = Path(__file__).parent.parent.parent
 TABLE = ROOT / "docs" / "compatibility.md"
 BEGIN, END = "<!-- made by `make matrix`: do not edit -->", "<!-- end -->"
 NEEDS = ("pytest", "pytest-timeout", "pytest-xdist", "uvloop")
+EXTRAS = "grpc,http-server,postgresql,sqlite"
+"""What of a2a-sdk the stories use."""
 MAIN = "3.12"
 OTHERS = ("3.10", "3.13")
 THINNED = ("0.3.26", "1.3.0")
@@ -65,8 +67,8 @@ def environment(release, version, python):
     """The Python of an environment with this release, made where there is none."""
     folder = ROOT / f".venv-sdk-{release}-{version}"
     inside = folder / "bin" / "python"
-    made = folder / "made"
-    if not made.exists():
+    made, wanted = folder / "made", f"a2a-sdk[{EXTRAS}]=={release} {' '.join(NEEDS)}"
+    if not made.exists() or made.read_text() != wanted:
         shutil.rmtree(folder, ignore_errors=True)
         subprocess.run([python, "-m", "venv", str(folder)], check=True)
         pins = folder / "constraints.txt"
@@ -78,7 +80,7 @@ def environment(release, version, python):
                 *(
                     "-c",
                     str(pins),
-                    f"a2a-sdk[http-server]=={release}",
+                    f"a2a-sdk[{EXTRAS}]=={release}",
                     "-e",
                     f"{ROOT}[collector,otlp]",
                     *NEEDS,
@@ -86,7 +88,7 @@ def environment(release, version, python):
             ],
             check=True,
         )
-        made.touch()
+        made.write_text(wanted)
     return str(inside)
 
 

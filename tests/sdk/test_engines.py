@@ -94,7 +94,7 @@ def hop(hops, kind):
     return found
 
 
-def inbox():
+def inbox(path="/hook"):
     """A webhook, and what was pushed to it."""
     pushed = []
 
@@ -102,7 +102,7 @@ def inbox():
         pushed.append(state_of_push(await request.json()))
         return JSONResponse({})
 
-    return Route("/hook", webhook, methods=["POST"]), pushed
+    return Route(path, webhook, methods=["POST"]), pushed
 
 
 def test_this_release_has_every_seam_that_it_ought_to_have():
@@ -166,7 +166,7 @@ def test_what_is_answered_at_once_is_three_hops_however_long_it_takes_and_each_p
             agent(work, route, engine=engine, binding=binding) as there,
             client(there.url, binding=binding) as peer,
         ):
-            (answer,) = await peer.send(webhook=f"{there.url}/hook", now=True)
+            (answer,) = await peer.send(webhook=there.hook, now=True)
             assert task_of(answer)[1] != "TASK_STATE_COMPLETED"
             # Longer than what is invisible may take before it is shown: nothing of this is.
             await asyncio.sleep(1.6)
@@ -190,6 +190,98 @@ def test_what_is_answered_at_once_is_three_hops_however_long_it_takes_and_each_p
         assert verdict(hops).verdict == "settled"
 
     run(story)
+
+
+@engines
+@bindings
+def test_each_of_several_webhooks_of_a_task_gets_every_push_and_each_is_two_hops(engine, binding):
+    async def story():
+        places = [inbox(), inbox("/second"), inbox("/third")]
+        go_on = asyncio.Event()
+
+        async def work(updater):
+            await updater.start_work()
+            await go_on.wait()
+            await complete(updater)
+
+        async with (
+            agent(work, *(route for route, _ in places), engine=engine, binding=binding) as there,
+            client(there.url, binding=binding) as peer,
+        ):
+            (answer,) = await peer.send(webhook=there.hook, now=True)
+            for name in ("second", "third"):
+                await peer.add_webhook(task_of(answer)[0], there.hook.replace("hook", name), name)
+            go_on.set()
+            await over(left_behind(engine))
+        assert {pushed[-1] for _, pushed in places} == {"TASK_STATE_COMPLETED"}
+        posts = sum(len(pushed) for _, pushed in places)
+        hops = only_cascade()
+        found = count(hops)
+        assert (found["push"], found["webhook"], found["execution"]) == (posts, posts, 1)
+        for each in hops.values():
+            if each.kind == "push":
+                assert each.parent in (hop(hops, "execution").id, hop(hops, "request").id)
+                assert (each.peer, hops[each.peer_hop].kind) == ("instrumented", "webhook")
+        if left_behind(engine) is None:
+            assert verdict(hops).verdict == "settled"
+
+    run(story)
+
+
+@engines
+@bindings
+@pytest.mark.parametrize("how", ["answers slowly", "answers 503", "never answers"])
+def test_a_webhook_that_does_not_do_well_is_told_of_and_fails_nobody_but_the_push(how, engine, binding):
+    async def story():
+        go_on = asyncio.Event()
+        if how == "answers 503":
+            go_on.set()
+
+        async def webhook(request):
+            await request.body()
+            await go_on.wait()
+            return JSONResponse({}, 503 if how == "answers 503" else 200)
+
+        def held(*kinds):
+            return [each for each in hopwatch.pending() if each.kind in kinds and each.waits_on]
+
+        async with (
+            agent(
+                complete, Route("/hook", webhook, methods=["POST"]), engine=engine, binding=binding,
+                patience=0.2 if how == "never answers" else 60,
+            ) as there,
+            client(there.url, binding=binding) as peer,
+        ):  # fmt: skip
+            asking = asyncio.create_task(peer.send(webhook=there.hook, now=True))
+            if how == "answers slowly":
+                # The push waits for the webhook, and moves; what the webhook waits for, nobody has set.
+                await until(lambda: [each for each in held("push") if each.waits_on["kind"] == "socket"])
+                await until(lambda: [each for each in held("webhook") if not each.waits_on["moves"]])
+                assert verdict(hops_of(cascades())).verdict != "settled"
+            elif how == "never answers":
+                await asking
+                await until(lambda: not held("push", "execution", "request", "send"))
+                # Each push has been given up, and what has taken it goes on.
+                assert held("webhook")
+                assert verdict(hops_of(cascades())).verdict != "settled"
+            go_on.set()
+            await asking
+            await over(left_behind(engine))
+        hops = only_cascade()
+        pushes = [each for each in hops.values() if each.kind == "push"]
+        assert pushes
+        assert {each.outcome for each in pushes} == {"finished" if how == "answers slowly" else "failed"}
+        assert hop(hops, "execution").outcome == "finished"
+        assert hop(hops, "execution").task_state == "TASK_STATE_COMPLETED"
+        if left_behind(engine) is None:
+            assert verdict(hops).verdict == "settled"
+
+    run(story)
+
+
+def hops_of(found):
+    """The hops of all cascades."""
+    return {key: each for hops in found.values() for key, each in hops.items()}
 
 
 @engines
@@ -250,7 +342,11 @@ def test_an_execution_that_raises_has_failed(engine, unread):
 
 
 @engines
-def test_a_second_message_to_a_task_is_a_cascade_of_its_own_with_a_link_to_the_first(engine):
+@bindings
+@pytest.mark.parametrize("wanted", ["INPUT", "AUTH"])
+def test_a_second_message_to_a_task_is_a_cascade_of_its_own_with_a_link_to_the_first(wanted, binding, engine):
+    interrupted = f"TASK_STATE_{wanted}_REQUIRED"
+
     async def story():
         route, pushed = inbox()
         asked = False
@@ -259,17 +355,20 @@ def test_a_second_message_to_a_task_is_a_cascade_of_its_own_with_a_link_to_the_f
             nonlocal asked
             if not asked:
                 asked = True
-                await updater.requires_input()
+                await (updater.requires_input() if wanted == "INPUT" else updater.requires_auth())
             else:
                 await complete(updater)
 
-        async with agent(work, route, engine=engine) as there, client(there.url) as peer:
-            (first,) = await peer.send(webhook=f"{there.url}/hook")
+        async with (
+            agent(work, route, engine=engine, binding=binding) as there,
+            client(there.url, binding=binding) as peer,
+        ):
+            (first,) = await peer.send(webhook=there.hook)
             task, state = task_of(first)
-            assert state == "TASK_STATE_INPUT_REQUIRED"
+            assert state == interrupted
             await over()
             context = there.executor.contexts[0].context_id
-            (second,) = await peer.send("blue", task=task, context=context, webhook=f"{there.url}/hook")
+            (second,) = await peer.send("blue", task=task, context=context, webhook=there.hook)
             assert task_of(second) == (task, "TASK_STATE_COMPLETED")
             await over(left_behind(engine))
         assert pushed[-1] == "TASK_STATE_COMPLETED"
@@ -283,10 +382,7 @@ def test_a_second_message_to_a_task_is_a_cascade_of_its_own_with_a_link_to_the_f
             assert all(each.parent in hops for each in pushes)
             assert not any(each.late for each in hops.values())
         first_ran, second_ran = (hop(hops, "execution") for hops in found)
-        assert (first_ran.task_state, second_ran.task_state) == (
-            "TASK_STATE_INPUT_REQUIRED",
-            "TASK_STATE_COMPLETED",
-        )
+        assert (first_ran.task_state, second_ran.task_state) == (interrupted, "TASK_STATE_COMPLETED")
         states = [
             [
                 each.task_state
@@ -295,7 +391,7 @@ def test_a_second_message_to_a_task_is_a_cascade_of_its_own_with_a_link_to_the_f
             ][-1]
             for hops in found
         ]
-        assert states == ["TASK_STATE_INPUT_REQUIRED", "TASK_STATE_COMPLETED"]
+        assert states == [interrupted, "TASK_STATE_COMPLETED"]
         (span,) = [
             span
             for span in ours()
@@ -309,7 +405,8 @@ def test_a_second_message_to_a_task_is_a_cascade_of_its_own_with_a_link_to_the_f
 
 
 @engines
-def test_a_task_that_is_cancelled_leaves_nothing_behind(engine):
+@bindings
+def test_a_task_that_is_cancelled_leaves_nothing_behind(engine, binding):
     async def story():
         started = asyncio.Event()
 
@@ -318,7 +415,10 @@ def test_a_task_that_is_cancelled_leaves_nothing_behind(engine):
             started.set()
             await asyncio.get_running_loop().create_future()
 
-        async with agent(work, engine=engine) as there, client(there.url) as peer:
+        async with (
+            agent(work, engine=engine, binding=binding) as there,
+            client(there.url, binding=binding) as peer,
+        ):
             (answer,) = await peer.send(now=True)
             await asyncio.wait_for(started.wait(), 30)
             await peer.cancel_task(task_of(answer)[0])
@@ -340,7 +440,8 @@ def test_a_task_that_is_cancelled_leaves_nothing_behind(engine):
 
 
 @engines
-def test_a_subscriber_who_reads_to_the_end_is_two_hops_of_its_own(engine):
+@bindings
+def test_a_subscriber_who_reads_to_the_end_is_two_hops_of_its_own(engine, binding):
     async def story():
         go_on = asyncio.Event()
         subscribed = asyncio.Event()
@@ -351,9 +452,9 @@ def test_a_subscriber_who_reads_to_the_end_is_two_hops_of_its_own(engine):
             await complete(updater)
 
         async with (
-            agent(work, engine=engine) as there,
-            client(there.url, streaming=True) as peer,
-            client(there.url) as other,
+            agent(work, engine=engine, binding=binding) as there,
+            client(there.url, binding=binding, streaming=True) as peer,
+            client(there.url, binding=binding) as other,
         ):
             (answer,) = await other.send(now=True)
 
@@ -378,7 +479,8 @@ def test_a_subscriber_who_reads_to_the_end_is_two_hops_of_its_own(engine):
 
 
 @engines
-def test_a_caller_who_leaves_in_the_middle_of_a_stream_leaves_the_work_counted(engine):
+@bindings
+def test_a_caller_who_leaves_in_the_middle_of_a_stream_leaves_the_work_counted(engine, binding):
     async def story():
         go_on = asyncio.Event()
 
@@ -387,8 +489,8 @@ def test_a_caller_who_leaves_in_the_middle_of_a_stream_leaves_the_work_counted(e
             await go_on.wait()
             await complete(updater)
 
-        async with agent(work, engine=engine) as there:
-            async with client(there.url, streaming=True) as peer:
+        async with agent(work, engine=engine, binding=binding) as there:
+            async with client(there.url, binding=binding, streaming=True) as peer:
                 stream = peer.stream()
                 async for _ in stream:
                     break
@@ -413,7 +515,7 @@ def test_with_every_detail_a_push_is_still_the_executions_and_all_of_it_settles(
     async def story():
         route, pushed = inbox()
         async with agent(complete, route, engine=engine) as there, client(there.url) as peer:
-            await peer.send(webhook=f"{there.url}/hook", now=True)
+            await peer.send(webhook=there.hook, now=True)
             await over(left_behind(engine))
         assert pushed[-1] == "TASK_STATE_COMPLETED"
         hops = only_cascade()

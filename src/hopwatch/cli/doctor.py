@@ -177,6 +177,16 @@ def _a2a_sdk(sdk: str | None, source: Callable[[], Path | None]) -> Iterator[Fin
             f"use a release that is tested ({tested}), or a newer hopwatch",
         )  # fmt: skip
 
+    calls = a2a_seams.folder("grpc")
+    lacking = a2a_seams.missing(calls, (), a2a_seams.CALLS) if calls is not None else []
+    if lacking:
+        yield Finding(
+            "warning", "grpcio's seams",
+            f"this release of grpcio lacks {', '.join(map(str, lacking))}, which hopwatch wraps: of a message that goes out by gRPC"
+            " it is not known who took it",
+            "use a release of grpcio from 1.66 on that is tested, or a newer hopwatch",
+        )  # fmt: skip
+
 
 def _instrumentors(environment: Mapping[str, str]) -> Iterator[Finding]:
     try:

@@ -551,15 +551,11 @@ class A2AInstrumentor(BaseInstrumentor):  # type: ignore[misc]
                 ("a2a.compat.v0_3.grpc_transport", self._calling_grpc),
                 (
                     "a2a.server.request_handlers.grpc_handler",
-                    lambda module: missing.extend(
-                        a2a_grpc_server.instrument(self._patches, module.GrpcHandler)
-                    ),
+                    lambda module: a2a_grpc_server.serve_others(self._patches, module.GrpcHandler),
                 ),
                 (
                     "a2a.compat.v0_3.grpc_handler",
-                    lambda module: missing.extend(
-                        a2a_grpc_server.instrument(self._patches, module.CompatGrpcHandler)
-                    ),
+                    lambda module: a2a_grpc_server.serve_others(self._patches, module.CompatGrpcHandler),
                 ),
             ):
                 self._patches.when_imported(name, hook)
@@ -610,6 +606,8 @@ class A2AInstrumentor(BaseInstrumentor):  # type: ignore[misc]
             return patches.wrap(owner, name, wrappers[seam.use](name))
         if seam.use == "handler":
             return patches.wrap(owner, name, self._made_handler)
+        if seam.use == "grpc":
+            return a2a_grpc_server.serve(patches, owner, name)
         if seam.use == "push":
             return patches.wrap(owner, name, _dispatch)
         if seam.use == "save":

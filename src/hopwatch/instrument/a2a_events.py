@@ -20,7 +20,7 @@ from weakref import ref
 from hopwatch import process as hopwatch_process
 from hopwatch import telemetry
 from hopwatch.instrument import a2a_streams, queues
-from hopwatch.process import current, failed
+from hopwatch.process import current, failed, reason_of
 
 if TYPE_CHECKING:
     from hopwatch.instrument import Patches
@@ -41,6 +41,7 @@ class Events:
         "source",
         "taken",
         "times",
+        "trouble",
     )
 
     def __init__(self, source: Any, active: Any, *, counted: bool) -> None:
@@ -60,6 +61,8 @@ class Events:
         """Of 1.0, whose consumer has no method for one event: whether it is at one, and whether that ends an execution."""
         self.over = False
         """Whether the consumer has ended, so that nobody will process what comes now."""
+        self.trouble = ""
+        """Why it could not process an event: the store has failed, say, or the event is none that the SDK takes."""
 
     def consumer(self) -> Any:
         """The SDK's consumer task, if there is one."""
@@ -102,6 +105,8 @@ class Events:
         if completion is not None:
             if outcome == "abandoned":
                 completion.finish("abandoned", reason)
+            elif self.trouble:
+                completion.finish("failed", self.trouble)
             else:
                 completion.finish()
         left = [self.processed, *self.inside]
@@ -210,7 +215,14 @@ def _processing(original: Any) -> Any:
         else:
             current.set(hop)
             # Where this raises, the consumer goes on for the same hop, writes what failed, and ends.
-            result = await original(self, event)
+            try:
+                result = await original(self, event)
+            except Exception as error:
+                if not isinstance(
+                    event, BaseException
+                ):  # else it is the execution that has failed, and tells so
+                    events.trouble = reason_of(error)
+                raise
             if last:
                 # While the event still holds the execution open: what its subscribers have not taken is not late.
                 events.complete()

@@ -21,7 +21,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary, ref
 
 from hopwatch import attributes as names
 from hopwatch import propagation, telemetry
-from hopwatch.instrument import http_client
+from hopwatch.instrument import a2a_seams, http_client
 from hopwatch.ledger import Note
 from hopwatch.process import current, failed
 
@@ -109,7 +109,7 @@ class Message(http_client.Target):
         except TypeError:  # somebody else's transport, with slots
             self._transport = None
         kind = type(getattr(transport, "channel", None))
-        self.seen = kind.__module__ == "grpc.aio._channel" and len(_wrapped) == len(_SEAMS)
+        self.seen = kind.__module__ == "grpc.aio._channel" and len(_wrapped) == len(a2a_seams.CALLS)
         """Whether no call can be made that is not noted here."""
         self.rounds = _Seen.rounds
         self.strays = _Seen.strays
@@ -388,13 +388,8 @@ def _channel_made(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: di
     return result
 
 
-_SEAMS: Final = (
-    ("grpc.aio._channel", "Channel", "__init__", _channel_made),
-    ("grpc.aio._channel", "UnaryUnaryMultiCallable", "__call__", _calling),
-    ("grpc.aio._channel", "UnaryStreamMultiCallable", "__call__", _calling),
-    ("grpc.aio._call", "UnaryUnaryCall", "__init__", _made),
-    ("grpc.aio._call", "UnaryStreamCall", "__init__", _made),
-)
+_USES: Final = {"channel": _channel_made, "calling": _calling, "made": _made}
+"""What stands for each seam, by its `use` in the table of `a2a_seams`."""
 
 
 def instrument(patches: Patches) -> list[str]:
@@ -406,13 +401,12 @@ def instrument(patches: Patches) -> list[str]:
     telemetry.asks = http_client.asks
     missing = []
     forget()
-    for module, owner, name, wrapper in _SEAMS:
-        found = getattr(sys.modules.get(module), owner, None)
-        seam = f"{module}.{owner}.{name}"
-        if found is not None and patches.wrap(found, name, wrapper):
-            _wrapped.add(seam)
+    for seam in a2a_seams.CALLS:
+        found = getattr(sys.modules.get(seam.module), seam.owner, None)
+        if found is not None and patches.wrap(found, seam.name, _USES[seam.use]):
+            _wrapped.add(str(seam))
         else:
-            missing.append(seam)
+            missing.append(str(seam))
     return missing
 
 

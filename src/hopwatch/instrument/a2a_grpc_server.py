@@ -25,21 +25,17 @@ if TYPE_CHECKING:
     from hopwatch.ledger import Entry, Kind
 
 STREAMS: Final = frozenset({"SendStreamingMessage", "SubscribeToTask", "TaskSubscription"})
-UNARY: Final = (
-    "SendMessage", "CancelTask", "GetTask", "ListTasks", "GetExtendedAgentCard", "GetTaskPushNotificationConfig",
-    "CreateTaskPushNotificationConfig", "ListTaskPushNotificationConfigs", "DeleteTaskPushNotificationConfig",
+OTHERS: Final = (
+    "ListTasks", "GetExtendedAgentCard", "GetAgentCard", "GetTaskPushNotificationConfig", "CreateTaskPushNotificationConfig",
+    "ListTaskPushNotificationConfigs", "ListTaskPushNotificationConfig", "DeleteTaskPushNotificationConfig",
 )  # fmt: skip
-_EVERY_RELEASE: Final = frozenset(
-    {"SendMessage", "SendStreamingMessage", "SubscribeToTask", "GetTask", "CancelTask"}
-)
-"""What is missing where a release does not have it. The others are no hops unless a cascade calls them."""
-OLDER_NAMES: Final = {
-    "SubscribeToTask": "TaskSubscription",
-    "ListTasks": "",
-    "GetExtendedAgentCard": "GetAgentCard",
-    "ListTaskPushNotificationConfigs": "ListTaskPushNotificationConfig",
+"""Methods of one release or another besides those in the table of `a2a_seams`. They are no hops unless a cascade calls them."""
+_NAMES: Final = {
+    "TaskSubscription": "SubscribeToTask",
+    "GetAgentCard": "GetExtendedAgentCard",
+    "ListTaskPushNotificationConfig": "ListTaskPushNotificationConfigs",
 }
-"""What the older protocol calls the same; empty for what it does not have."""
+"""A2A's names of methods by those of the older protocol, where they differ."""
 
 _ATTEMPTS: Final = "grpc-previous-rpc-attempts"
 """Metadata of a call that gRPC's core tries again, by a policy of the channel; only the server gets to see it."""
@@ -215,28 +211,28 @@ def _serving_stream(name: str) -> Any:
     return serve
 
 
-def instrument(patches: Patches, handler: Any) -> list[str]:
-    """Wrap the methods of one of the SDK's handlers for gRPC, of this protocol or the older one.
+def serve(patches: Patches, handler: Any, method: str) -> bool:
+    """Wrap one method of one of the SDK's handlers for gRPC, of this protocol or the older one.
 
     Args:
         patches: keeps what was there.
         handler: the class.
+        method: its name there.
 
     Returns:
-        The names of what this release does not have.
+        Whether this release has it.
     """
     telemetry.owes_answer = asgi.owes_answer
-    older = hasattr(handler, OLDER_NAMES["SubscribeToTask"])
-    missing = []
-    for name in (*UNARY, "SendStreamingMessage", "SubscribeToTask"):
-        method = OLDER_NAMES.get(name, name) if older else name
-        if not method:
-            continue
-        streams = method in STREAMS
-        found = getattr(handler, method, None)
-        # What the generated servicer has for a method that nobody serves is a plain function, and gRPC calls it in a thread.
-        if (inspect.isasyncgenfunction if streams else inspect.iscoroutinefunction)(found):
-            patches.wrap(handler, method, _serving_stream(name) if streams else _serving(name))
-        elif name in _EVERY_RELEASE:
-            missing.append(f"{handler.__module__}.{handler.__qualname__}.{method}")
-    return missing
+    streams = method in STREAMS
+    found = getattr(handler, method, None)
+    # What the generated servicer has for a method that nobody serves is a plain function, and gRPC calls it in a thread.
+    if not (inspect.isasyncgenfunction if streams else inspect.iscoroutinefunction)(found):
+        return False
+    name = _NAMES.get(method, method)
+    return patches.wrap(handler, method, _serving_stream(name) if streams else _serving(name))
+
+
+def serve_others(patches: Patches, handler: Any) -> None:
+    """Wrap what a handler has besides the methods in the table."""
+    for method in OTHERS:
+        serve(patches, handler, method)

@@ -356,7 +356,10 @@ def what_they_wait_on(hop: Entry, timers: Any = None) -> tuple[int, list[tuple[d
         count += mine
         task = events.consumer() if events.consumer is not None else None
         if task is None or task.done():
-            told.append(({"kind": "unknown", "what": "an event that nobody reads", "moves": True}, True))
+            # Whoever read goes on in another task before its own has ended, or not at all: the store has failed, say.
+            left = events.consumer is not None
+            what = "an event whose reader has ended" if left else "an event that nobody reads"
+            told.append(({"kind": "unknown", "what": what, "moves": not left}, not left))
             continue
         wait = telemetry.look_at(task, timers=timers)
         entry = events.reading_on() if events.reading_on is not None else None

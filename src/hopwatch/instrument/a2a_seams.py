@@ -84,10 +84,20 @@ def _handler(
     )
 
 
+def _grpc_handler(
+    module: str, owner: str, subscribe: str, since: Release = FIRST, before: Release = ENDLESS
+) -> tuple[Seam, ...]:
+    return tuple(
+        Seam("request", module, owner, name, "grpc", since, before)
+        for name in ("SendMessage", "SendStreamingMessage", subscribe, "GetTask", "CancelTask")
+    )
+
+
 _CLIENT: Final = "a2a.client.transports"
 _COMPAT: Final = "a2a.compat.v0_3"
 _HANDLERS: Final = "a2a.server.request_handlers"
 _EVENTS: Final = "a2a.server.events"
+_GRPC: Final = f"{_HANDLERS}.grpc_handler"
 _ACTIVE: Final = "a2a.server.agent_execution.active_task"
 
 
@@ -118,6 +128,9 @@ SEAMS: Final[tuple[Seam, ...]] = (
     *_handler(f"{_HANDLERS}.default_request_handler", "DefaultRequestHandler", "on_resubscribe_to_task", before=V1),
     *_handler(f"{_HANDLERS}.default_request_handler", "LegacyRequestHandler", "on_subscribe_to_task", V1),
     *_handler(f"{_HANDLERS}.default_request_handler_v2", "DefaultRequestHandlerV2", "on_subscribe_to_task", V1),
+    *_grpc_handler(_GRPC, "GrpcHandler", "TaskSubscription", before=V1),
+    *_grpc_handler(_GRPC, "GrpcHandler", "SubscribeToTask", V1),
+    *_grpc_handler(f"{_COMPAT}.grpc_handler", "CompatGrpcHandler", "TaskSubscription", V1),
     # Which events of an execution have been stored: the engine of 0.3, and of the legacy handler of 1.x.
     *_results_queue("EventQueue", before=V1),
     *_results_queue("EventQueueLegacy", V1),
@@ -136,6 +149,15 @@ SEAMS: Final[tuple[Seam, ...]] = (
     # Pushes.
     Seam("push", "a2a.server.tasks.base_push_notification_sender", "BasePushNotificationSender", "_dispatch_notification", "push"),
 )  # fmt: skip
+
+CALLS: Final[tuple[Seam, ...]] = (
+    Seam("send", "grpc.aio._channel", "Channel", "__init__", "channel"),
+    Seam("send", "grpc.aio._channel", "UnaryUnaryMultiCallable", "__call__", "calling"),
+    Seam("send", "grpc.aio._channel", "UnaryStreamMultiCallable", "__call__", "calling"),
+    Seam("send", "grpc.aio._call", "UnaryUnaryCall", "__init__", "made"),
+    Seam("send", "grpc.aio._call", "UnaryStreamCall", "__init__", "made"),
+)
+"""What of grpcio is wrapped, in every release of it (`a2a_grpc`)."""
 
 
 def modules() -> list[str]:
@@ -158,23 +180,28 @@ def installed() -> Release:
         return ()
 
 
-def folder() -> Path | None:
-    """Where the sources of the SDK lie that this Python would import; None where there are none. Nothing is imported."""
-    found = util.find_spec("a2a")
+def folder(package: str = "a2a") -> Path | None:
+    """Where the sources lie that this Python would import; None where there are none. Nothing is imported.
+
+    Args:
+        package: the SDK's, or `grpc`.
+    """
+    found = util.find_spec(package)
     places = list(found.submodule_search_locations or ()) if found is not None else []
     return Path(places[0]).parent if places else None
 
 
-def missing(folder: Path, release: Release) -> list[Seam]:
+def missing(folder: Path, release: Release, seams: tuple[Seam, ...] = SEAMS) -> list[Seam]:
     """The seams that a release ought to have and has not, read from its sources.
 
     Args:
-        folder: where the package `a2a` lies.
-        release: its release.
+        folder: where the package lies.
+        release: its release; empty if each of the seams is due.
+        seams: those of the SDK, or `CALLS`.
     """
     out: list[Seam] = []
     trees: dict[str, dict[str, set[str]]] = {}
-    for seam in SEAMS:
+    for seam in seams:
         if not seam.is_due(release):
             continue
         if seam.module not in trees:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import sys
 from typing import TYPE_CHECKING, Any
 
 from hopwatch import process as hopwatch_process
@@ -25,6 +26,8 @@ from hopwatch.instrument.queues import (
     enqueued,
     failed_to_hold,
     hook_failed,
+    ignore,
+    is_pool,
     known_line,
     line_of,
     lines,
@@ -80,6 +83,9 @@ def _older(queue: Any) -> Line | None:
 
 def _begin(queue: Any) -> Line | None:
     try:
+        if is_pool(sys._getframe(2)):  # noqa: SLF001 - who calls `put_nowait`: once for each queue
+            ignore(queue)
+            return None
         return line_of(queue)
     except Exception:  # noqa: BLE001
         failed("queue.line")

@@ -31,6 +31,8 @@ from hopwatch.process import current, failed, machinery
 from hopwatch.telemetry import HopSpan
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from hopwatch.ledger import Ledger, Outcome
 
 _get = current.get
@@ -146,6 +148,8 @@ class Ignored:
 
 
 IGNORED: Any = Ignored()
+POOLS: Final = frozenset({"asyncpg.pool", "sqlalchemy.util.queue"})
+"""Modules whose queues keep connections: such an item is no work, and whoever takes it works on for whom it did before."""
 also_held: list[Any] = []
 """Further ways to say what counts on a hop: each gives how many, and what they wait on, as `waiting_items` does."""
 _adoptions: WeakKeyDictionary[Any, Adoptions] = WeakKeyDictionary()
@@ -179,6 +183,13 @@ def ignore(queue: Any) -> None:
         place = id(queue)
         lines[place] = IGNORED
         weakref.finalize(queue, lines.pop, place, None).atexit = False
+
+
+def is_pool(frame: FrameType | None) -> bool:
+    """Whether a pool of connections is what puts something into a queue: `frame` is its own, or asyncio's for it."""
+    while frame is not None and frame.f_globals.get("__name__") == "asyncio.queues":
+        frame = frame.f_back
+    return frame is not None and frame.f_globals.get("__name__") in POOLS
 
 
 def line_of(queue: Any) -> Line:

@@ -10,6 +10,7 @@ import weakref
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
+from hopwatch.waits import databases
 from hopwatch.waits.chain import (
     APPLICATION,
     ASYNCIO,
@@ -257,7 +258,12 @@ class _Look:
             self.harmless.update(handles_in(frames[at]))
             self.stays.update(dict.fromkeys(range(first, len(self.rests_on)), stays))
             bounding = [*frames[:at], *frames[at + 1 :]]
-        if wait.kind in ("socket", "call") and self.across is not None and (send := self.across.asks(task)):
+        if (
+            wait.kind in ("socket", "call")
+            and self.across is not None
+            and not databases.is_one(decisive)
+            and (send := self.across.asks(task))
+        ):
             wait = replace(wait, asks=(send,))
         if waits_for(task) is not future:
             return _told(
@@ -312,6 +318,8 @@ class _Look:
         worker = worker_of_anyio(decisive) if decisive is not None and kind is None else None
         if worker is not None:
             return _of_job(self.timers.threads.standing(worker))
+        if at is None and databases.is_one(decisive):
+            return databases.wait_of(frames, self.timers.threads)
         if at is None or kind == "thread":
             return self.at_future(future, place, depth, decisive if not tail else None)
         if kind == "sleep":
