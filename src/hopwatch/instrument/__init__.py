@@ -59,7 +59,7 @@ class Patches:
         setattr(owner, name, value)
         self._made.append((owner, name, own, value))
 
-    def when_imported(self, name: str, hook: Callable[[Any], None]) -> None:
+    def when_imported(self, name: str, hook: Callable[[Any], object]) -> None:
         """Run `hook(module)` as soon as `name` is imported, or now if it is already; never import it."""
 
         def guarded(module: Any) -> None:
