@@ -237,7 +237,13 @@ def main():
     if which == ["logfire"]:
         import logfire
 
-        logfire.configure(send_to_logfire=False, console=False, metrics=False, inspect_arguments=False, distributed_tracing=True)
+        logfire.configure(
+            send_to_logfire=False,
+            console=False,
+            metrics=False,
+            inspect_arguments=False,
+            distributed_tracing=True,
+        )
         beside = Logfire()
     elif which == ["sentry"]:
         beside = sentry()
