@@ -247,6 +247,8 @@ def main():
         beside = Logfire()
     elif which == ["sentry"]:
         beside = sentry()
+    elif which == ["launched"]:
+        beside = Nobody()  # a distro has switched on everything by now, us too
     else:
         if not isinstance(trace.get_tracer_provider(), TracerProvider):
             trace.set_tracer_provider(TracerProvider())
@@ -257,7 +259,8 @@ def main():
     from hopwatch.instrument.asyncio import AsyncioInstrumentor
 
     ours = (AsyncioInstrumentor(), A2AInstrumentor())
-    out = {}
+    resource = trace.get_tracer_provider().resource
+    out = {"distro": resource.attributes.get("telemetry.distro.name", "")}
 
     def run(name):
         exported.fresh()
@@ -280,6 +283,9 @@ def main():
             "sentry": sorted(plainly(each, ports) for each in sent),
         }
 
+    for each in ours:
+        if each.is_instrumented_by_opentelemetry:
+            each.uninstrument()
     beside.on()
     run("without")
     beside.off()

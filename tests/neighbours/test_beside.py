@@ -7,7 +7,9 @@ import json
 from collections import Counter
 
 import pytest
-from neighbouring import marks, run
+from neighbouring import LAUNCHER, agents, judged, marks, only, run, send
+
+from collector.telling import collector
 
 pytestmark = marks
 
@@ -66,7 +68,10 @@ def moved(before, after):
     ],
 )  # fmt: skip
 def test_others_tell_the_same_and_the_hops_are_the_same_beside_them(names, environment):
-    told = json.loads(run("beside.py", *names, **environment))
+    same(json.loads(run("beside.py", *names, **environment)))
+
+
+def same(told):
     without = told["without"]
     assert (without["trees"], without["failures"]) == ([], {})
     assert without["theirs"] or without["sentry"]  # whoever is beside us tells something
@@ -83,6 +88,39 @@ def test_others_tell_the_same_and_the_hops_are_the_same_beside_them(names, envir
             if not span.startswith("a2a-python-sdk")
         ] == []
         assert beside["sentry"] == without["sentry"]
+
+
+ELASTIC = {
+    "OTEL_TRACES_EXPORTER": "none",
+    "OTEL_METRICS_EXPORTER": "none",
+    "OTEL_LOGS_EXPORTER": "none",
+    "OTEL_PYTHON_ASYNCIO_COROUTINE_NAMES_TO_TRACE": "work",
+}
+
+
+@pytest.mark.row("neighbours", "Elastic's distro, with all instrumentations", "elastic-opentelemetry")
+def test_beside_another_vendors_distro_others_tell_the_same_and_the_hops_are_the_same(tmp_path):
+    path = only(tmp_path, "elastic_opentelemetry")
+    told = json.loads(run("beside.py", "launched", launcher=[LAUNCHER], PYTHONPATH=path, **ELASTIC))
+    assert told["distro"] == "elastic"
+    same(told)
+
+
+@pytest.mark.row("neighbours", "Elastic's distro, agents and a collector", "elastic-opentelemetry")
+def test_agents_that_another_vendors_distro_launches_tell_the_collector(tmp_path):
+    path = only(tmp_path, "elastic_opentelemetry")
+    with collector(tmp_path / "store.sqlite") as found, agents(found, path, one={}, other={}) as started:
+        (one, first), (other, second) = started["one"], started["other"]
+        assert (first, second) == ("elastic", "elastic")
+        cascade, _ = send(one, other)
+        said = judged(found, cascade, "settled")
+    assert sorted((hop["agent"], hop["kind"]) for hop in said["hops"]) == [
+        ("one", "execution"),
+        ("one", "request"),
+        ("one", "send"),
+        ("other", "execution"),
+        ("other", "request"),
+    ]
 
 
 @pytest.mark.parametrize(
