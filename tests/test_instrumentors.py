@@ -199,12 +199,14 @@ def in_a_new_process(source, *options):
     return done
 
 
-@pytest.mark.parametrize("module", ["tasks", "queues", "locks", "jobs", "service", "asyncio", "a2a", "asgi"])
+@pytest.mark.parametrize(
+    "module", ["tasks", "queues", "locks", "jobs", "service", "asyncio", "a2a", "asgi", "aiohttp_server"]
+)
 def test_importing_an_instrumentation_imports_none_of_what_it_instruments(module):
     done = in_a_new_process(f"""
 import json, sys
 import hopwatch.instrument.{module}
-found = {{"a2a", "starlette", "fastapi", "httpx", "grpc", "uvloop", "culsans", "uvicorn"}} & set(sys.modules)
+found = {{"a2a", "aiohttp", "hypercorn", "starlette", "fastapi", "httpx", "grpc", "uvloop", "culsans", "uvicorn"}} & set(sys.modules)
 print(json.dumps(sorted(found)))
 """)
     assert json.loads(done.stdout) == []

@@ -33,6 +33,7 @@ from hopwatch.instrument import (
     a2a_results,
     a2a_seams,
     a2a_streams,
+    aiohttp_server,
     asgi,
     http_client,
 )
@@ -545,6 +546,7 @@ class A2AInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         del missing[:]
         try:
             asgi.instrument(self._patches)
+            aiohttp_server.instrument(self._patches)
             for name, hook in (
                 ("httpx", lambda module: http_client.instrument(self._patches, module)),
                 ("a2a.client.transports.grpc", self._calling_grpc),
