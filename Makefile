@@ -2,6 +2,7 @@
 # make bench               what it costs, as ratios          make lint    formatting, lint, strict types, docstrings
 # make stack               hopwatch with Prometheus, Alertmanager and an OpenTelemetry Collector around it, without containers
 # make matrix              the stories of tests/sdk with each release of a2a-sdk; writes docs/compatibility.md
+# make neighbours          the tests beside others who watch, in an environment that has them
 # make pythons             the tests on every Python that is installed here
 # make storm               200 runs of programs that end in any way at any moment; STORM="--runs 500 --seed 7"
 
@@ -15,7 +16,7 @@ STACK ?=
 MATRIX ?=
 BIN = $(VENV)/bin
 
-.PHONY: demo stack test storm bench lint format matrix pythons dashboards typecheck clean
+.PHONY: demo stack test storm bench lint format matrix neighbours pythons dashboards typecheck clean
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "hopwatch needs Python 3.10 or later; $(PYTHON) is $$($(PYTHON) --version). Name another one: make PYTHON=python3.12 ..."; exit 1; }
@@ -28,6 +29,10 @@ $(VENV)/.demo: $(BIN)/python pyproject.toml constraints.txt
 $(VENV)/.test: $(BIN)/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $@ $(VENV)/.demo
+
+$(VENV)/.neighbours: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[neighbours]'
+	@touch $@ $(VENV)/.test $(VENV)/.demo
 
 $(VENV)/.lint: $(BIN)/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[lint]'
@@ -69,6 +74,10 @@ format: $(VENV)/.lint
 
 matrix: $(BIN)/python
 	$(BIN)/python tests/sdk/matrix.py $(MATRIX)
+
+neighbours:
+	@$(MAKE) --no-print-directory VENV=.venv-neighbours .venv-neighbours/.neighbours
+	.venv-neighbours/bin/python -m pytest $(PYTEST) tests/neighbours
 
 pythons:
 	@for version in 3.10 3.11 3.12 3.13 3.14; do \

@@ -553,6 +553,12 @@ def test_a_message_that_is_cancelled_by_its_caller_says_so():
     run(story)
 
 
+@pytest.mark.row(
+    "neighbours",
+    "OpenTelemetry's instrumentations of httpx and starlette, in one process",
+    "opentelemetry-instrumentation-httpx",
+    "opentelemetry-instrumentation-starlette",
+)
 def test_beside_other_instrumentations_every_hop_keeps_its_place():
     from opentelemetry.instrumentation.httpx import HTTPXClientInstrumentor
     from opentelemetry.instrumentation.starlette import StarletteInstrumentor
@@ -578,6 +584,8 @@ def test_beside_other_instrumentations_every_hop_keeps_its_place():
                 "starlette",
             }
             assert {f"{span.context.trace_id:032x}" for span in contrib} == {identifier}
+            # It makes an INTERNAL one where it finds a span that is current.
+            assert [span.name for span in contrib if span.kind.name == "SERVER"] == ["POST /"]
             # The HTTP spans stand between ours: the request's span has contrib's client span as its parent.
             by_id = {span.context.span_id: span for span in exporter.get_finished_spans()}
             (served_,) = [span for span in ours() if span.attributes[names.HOP_KIND] == "request"]

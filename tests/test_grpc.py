@@ -891,6 +891,9 @@ def test_a_stream_that_has_begun_is_refused_by_no_status():
     run(story)
 
 
+@pytest.mark.row(
+    "neighbours", "OpenTelemetry's instrumentation of grpc", "opentelemetry-instrumentation-grpc", "grpcio"
+)
 def test_beside_contrib_every_hop_keeps_its_place_and_no_header_goes_out_twice():
     from opentelemetry.instrumentation.grpc import (
         GrpcAioInstrumentorClient,

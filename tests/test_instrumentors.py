@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import wrapt
 
 from hopwatch.instrument import Patches
 from hopwatch.instrument.asyncio import AsyncioInstrumentor
@@ -145,6 +146,24 @@ def test_an_attribute_that_a_release_does_not_have_is_left_out():
     assert Owner().there() == 1
 
 
+def test_a_method_that_another_instrumentation_has_wrapped_is_called_as_a_method():
+    class Owner:
+        def there(self):
+            return 1
+
+    def theirs(wrapped, instance, args, kwargs):
+        return (type(instance), wrapped(*args, **kwargs))
+
+    wrapt.wrap_function_wrapper(Owner, "there", theirs)
+    before = vars(Owner)["there"]
+    patches = Patches()
+    patches.replace(Owner, "there", lambda original: lambda self: [original(self)])
+    patches.wrap(Owner, "there", lambda wrapped, _, args, kwargs: wrapped(*args, **kwargs))
+    assert Owner().there() == [(Owner, 1)]
+    patches.undo()
+    assert vars(Owner)["there"] is before
+
+
 def test_an_inherited_attribute_is_inherited_again():
     class Base:
         def there(self):
@@ -180,12 +199,14 @@ def in_a_new_process(source, *options):
     return done
 
 
-@pytest.mark.parametrize("module", ["tasks", "queues", "locks", "jobs", "service", "asyncio", "a2a", "asgi"])
+@pytest.mark.parametrize(
+    "module", ["tasks", "queues", "locks", "jobs", "service", "asyncio", "a2a", "asgi", "aiohttp_server"]
+)
 def test_importing_an_instrumentation_imports_none_of_what_it_instruments(module):
     done = in_a_new_process(f"""
 import json, sys
 import hopwatch.instrument.{module}
-found = {{"a2a", "starlette", "fastapi", "httpx", "grpc", "uvloop", "culsans", "uvicorn"}} & set(sys.modules)
+found = {{"a2a", "aiohttp", "hypercorn", "starlette", "fastapi", "httpx", "grpc", "uvloop", "culsans", "uvicorn"}} & set(sys.modules)
 print(json.dumps(sorted(found)))
 """)
     assert json.loads(done.stdout) == []

@@ -1,6 +1,7 @@
 """What leaves a process, and when? Markers, heartbeats, ends, and exporters that misbehave."""
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -189,6 +190,9 @@ def test_settings_that_cannot_be_used_are_told_of_and_the_defaults_hold():
     assert len(settings.problems) == 3
     assert "'loud'" in settings.problems[0]
     assert read_settings({"HOPWATCH_DETAIL": " ALL "}).detail == "all"
+    settings = read_settings({"HOPWATCH_SAMPLING": "some"})
+    assert (settings.sampling, len(settings.problems)) == ("follow", 1)
+    assert read_settings({"HOPWATCH_SAMPLING": " ALL "}).sampling == "all"
 
 
 SETUP = """
@@ -294,6 +298,120 @@ print(len(here().ledger))
 """
     )
     assert done.stdout.split("\n")[:3] == ["-00 16 32", "True True True", "0"]
+
+
+@pytest.mark.parametrize("sampler", ["ParentBased(ALWAYS_OFF)", "RecordsOnly()"])
+def test_the_records_of_a_dropped_trace_go_out_if_that_is_asked_for_and_nothing_else_of_it_does(sampler):
+    done = run(
+        SETUP
+        + """
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Decision, ParentBased, Sampler, SamplingResult
+from hopwatch import propagation
+from hopwatch.telemetry import within
+
+class Keeping(SpanExporter):
+    spans = []
+    def export(self, spans):
+        self.spans.extend(spans)
+        return SpanExportResult.SUCCESS
+
+class RecordsOnly(Sampler):
+    def should_sample(self, *_, **__):
+        return SamplingResult(Decision.RECORD_ONLY)
+    def get_description(self):
+        return ""
+
+provider = TracerProvider(sampler=SAMPLER)
+provider.add_span_processor(BatchSpanProcessor(Keeping()))
+trace.set_tracer_provider(provider)
+hop = begin(here(), "request", "ask", None)
+headers = propagation.outgoing(hop)
+with within(hop):
+    with trace.get_tracer("app").start_as_current_span("the application's own") as own:
+        kept = own.get_span_context().trace_flags & 1
+child = begin(here(), "execution", "run", hop)
+here().telemetry._sample(child, child.span, time.time_ns())
+here().telemetry._mark(child, child.span)
+here().telemetry.late(hop)
+here().telemetry.tell_own("hopwatch.heartbeat", {"hopwatch.record": "heartbeat"})
+answer = propagation.acknowledgement(hop, hop.cascade)
+child.finish(); hop.finish()
+provider.force_flush()
+spans = Keeping.spans
+by_id = {f"{span.context.span_id:016x}": span for span in spans}
+print(json.dumps({
+    "names": sorted(span.name for span in spans),
+    "cascades": len({span.context.trace_id for span in spans if span.name != "hopwatch.heartbeat"}),
+    "ids": [f"{by_id[hop.id].context.trace_id:032x}" == hop.cascade, child.id in by_id, by_id[hop.id].parent is None],
+    "parent": f"{by_id[child.id].parent.span_id:016x}" == hop.id,
+    "out": [int(headers["traceparent"][-2:], 16) & 1, headers["tracestate"] == f"hopwatch={hop.cascade}-{hop.id}", kept],
+    "answer": int(answer[-2:], 16) & 1,
+    "failures": failures,
+}))
+""".replace("SAMPLER", sampler),
+        env={**os.environ, "HOPWATCH_SAMPLING": "all", "HOPWATCH_BLACKBOX": "off"},
+    )
+    assert json.loads(done.stdout) == {
+        "names": ["ask", "hopwatch.heartbeat", "hopwatch.late", "hopwatch.open", "run"],
+        "cascades": 1,
+        "ids": [True, True, True],
+        "parent": True,
+        "out": [0, True, 0],
+        "answer": 1,
+        "failures": {},
+    }
+
+
+def test_a_span_that_somebody_wraps_still_hands_on_its_hop():
+    done = run(
+        SETUP
+        + """
+from opentelemetry.trace import Span, Tracer
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from hopwatch.telemetry import within
+
+class Wrapped(Span):
+    # As another vendor's tracer gives them: it holds the real one where nobody knows.
+    def __init__(self, span):
+        self.held_in = {"place": span}
+    def __getattribute__(self, name):
+        if name in ("held_in", "__class__", "__dict__"):
+            return object.__getattribute__(self, name)
+        return getattr(object.__getattribute__(self, "held_in")["place"], name)
+    end = get_span_context = set_attributes = set_attribute = add_event = update_name = None
+    is_recording = set_status = record_exception = None
+
+Wrapped.__abstractmethods__ = frozenset()
+
+class Wrapping(Tracer):
+    def __init__(self, tracer):
+        self.inner = tracer
+    def start_span(self, *args, **kwargs):
+        return Wrapped(self.inner.start_span(*args, **kwargs))
+    def start_as_current_span(self, *args, **kwargs):
+        raise NotImplementedError
+
+class Telling(SpanExporter):
+    def export(self, spans):
+        print("exported", [span.name for span in spans])
+        return SpanExportResult.SUCCESS
+
+class Provider(TracerProvider):
+    def get_tracer(self, *args, **kwargs):
+        return Wrapping(super().get_tracer(*args, **kwargs))
+
+provider = Provider()
+provider.add_span_processor(SimpleSpanProcessor(Telling()))
+trace.set_tracer_provider(provider)
+hop = begin(here(), "request", "ask", None)
+headers = {}
+with within(hop):
+    TraceContextTextMapPropagator().inject(headers)
+hop.finish()
+print(headers["tracestate"] == f"hopwatch={hop.cascade}-{hop.id}", headers["traceparent"][-19:-3] == hop.id, failures)
+"""
+    )
+    assert done.stdout.split("\n")[:2] == ["exported ['ask']", "True True {}"]
 
 
 def test_without_an_sdk_the_ledger_still_counts():

@@ -98,6 +98,8 @@ class Settings(NamedTuple):
     """Seconds that `asyncio.run` waits, before it cancels what is left, for what is left to end by itself."""
     report: str = ""
     """File that says at the end of the process what was pending."""
+    sampling: str = "follow"
+    """Whether hops of traces that the application's sampler drops are told of: `follow` for no, `all` for yes."""
     problems: tuple[str, ...] = ()
 
 
@@ -136,6 +138,11 @@ def read_settings(environment: Any = os.environ) -> Settings:
         problems.append(f"HOPWATCH_SIGNALS is {signals!r}; it is on or off. on is used")
         signals = "on"
 
+    sampling = environment.get("HOPWATCH_SAMPLING", "follow").strip().lower() or "follow"
+    if sampling not in ("follow", "all"):
+        problems.append(f"HOPWATCH_SAMPLING is {sampling!r}; it is follow or all. follow is used")
+        sampling = "follow"
+
     return Settings(
         detail=detail,
         reveal_after=number("HOPWATCH_REVEAL_AFTER", 1.0, 0.05, 3600.0),
@@ -148,6 +155,7 @@ def read_settings(environment: Any = os.environ) -> Settings:
         signals=signals == "on",
         drain=number("HOPWATCH_DRAIN", 0.0, 0.0, 3600.0),
         report=environment.get("HOPWATCH_REPORT", "").strip(),
+        sampling=sampling,
         problems=tuple(problems),
     )
 

@@ -97,7 +97,10 @@ def acknowledgement(entry: Entry | None, cascade: str) -> str:
     if entry is None:
         return f"00-{cascade}-{'0' * 16}-00"
     hop = entry.span
-    flags = int(hop.context.trace_flags) if isinstance(hop, HopSpan) and hop.recording else 0
+    flags = 0
+    if isinstance(hop, HopSpan) and hop.record is not None:
+        # What counts is whether records of it come: with HOPWATCH_SAMPLING=all they do, whatever the sampler says.
+        flags = int(hop.record.get_span_context().trace_flags)
     return f"00-{entry.cascade}-{entry.id}-{flags:02x}"
 
 

@@ -7,6 +7,7 @@ to export, for an exporter that hangs must hang nobody else.
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 import os
@@ -104,7 +105,7 @@ class HopSpan:
         "markers",
         "moves",
         "name",
-        "recording",
+        "record",
         "rests_on",
         "sampled",
         "since",
@@ -112,11 +113,13 @@ class HopSpan:
         "told",
     )
 
-    def __init__(self, span: Span, context: SpanContext, name: str, *, recording: bool) -> None:
+    def __init__(self, span: Span, context: SpanContext, name: str, record: Span | None) -> None:
         self.span = span
+        """What is current while the hop is."""
         self.name = name
         self.context = context
-        self.recording = recording
+        self.record = record
+        """What is exported at the hop's end, the same span as a rule; None where nothing is."""
         self.markers = 0
         self.told: dict[str, Any] | None = None
         self.moves: bool | None = None
@@ -139,6 +142,11 @@ class HopSpan:
             self.since = math.ceil(time.time() * 1e6) / 1e6
         return self.since
 
+    @property
+    def recording(self) -> bool:
+        """Whether anybody will hear of the hop."""
+        return self.record is not None
+
     def around(self) -> Context:
         """A context in which this span is the current one."""
         return set_span_in_context(self.span, otel_context.get_current())
@@ -154,6 +162,8 @@ class Telemetry:
         self._box = process.box
         self._successor: Any = None
         self._tracer = trace.get_tracer(names.SCOPE)
+        self._always: Any = None if process.settings.sampling == "all" else self._tracer
+        """The tracer of what is told beside the hops' own spans, once it is known."""
         # The low half is 1: a sampler that goes by a ratio of trace ids keeps it, whatever the ratio.
         self._own_trace = (secrets.randbits(64) or 1) << 64 | 1
         self._wake = threading.Event()
@@ -203,10 +213,10 @@ class Telemetry:
         for wake in self.wakers:
             wake()
         hop = entry.span
-        if not isinstance(hop, HopSpan) or not hop.recording:
+        if not isinstance(hop, HopSpan) or hop.record is None:
             return
         try:
-            span = hop.span
+            span = hop.record
             if entry.reason:
                 entry.reason = encodable(entry.reason)
             span.set_attributes(records.end_attributes(entry, self._instance))
@@ -260,12 +270,9 @@ class Telemetry:
         else:
             entry.parent_id = ""  # as it reads anyway, but quicker
         above = self._above(entry, seed)
+        kind, links = KINDS[entry.kind], seed.links if seed else ()
         span = self._tracer.start_span(
-            entry.name,
-            context=above,
-            kind=KINDS[entry.kind],
-            links=seed.links if seed else (),
-            start_time=entry.started,
+            entry.name, context=above, kind=kind, links=links, start_time=entry.started
         )
         context = span.get_span_context()
         outer = trace.get_current_span(above).get_span_context()
@@ -280,22 +287,39 @@ class Telemetry:
             )
         entry.id = f"{context.span_id:016x}"
         entry.cascade = f"{context.trace_id:032x}"
+        flags = context.trace_flags
+        record = span if span.is_recording() else None
+        if self._always is not self._tracer and not flags & TraceFlags.SAMPLED:
+            again = _same_span(self._tracer, context)
+            if again is not None:
+                if record is not None:
+                    record.end(
+                        end_time=entry.started
+                    )  # a sampler that records and does not sample: nobody hears of that one
+                record = again.start_span(
+                    entry.name, context=above, kind=kind, links=links, start_time=entry.started
+                )
+        state = _with_hop(context.trace_state, entry)
         context = SpanContext(
-            context.trace_id,
-            context.span_id,
-            is_remote=False,
-            trace_flags=context.trace_flags,
-            trace_state=_with_hop(context.trace_state, entry),
+            context.trace_id, context.span_id, is_remote=False, trace_flags=flags, trace_state=state
         )
-        recording = span.is_recording()
-        if recording and getattr(span, "_context", None) is not None:
-            # The tracestate of a span is settled before its id is known, and OpenTelemetry (1.45) has no call to
-            # change it later. Every other instrumentation hands on the tracestate of the span that is current, so
-            # this is what makes our hop's id survive their spans.
-            span._context = context  # type: ignore[attr-defined]  # noqa: SLF001
+        if record is span and _settle(span, context):
+            visible = span
         else:
-            span = NonRecordingSpan(context)
-        entry.span = HopSpan(span, context, entry.name, recording=recording)
+            visible = NonRecordingSpan(context)
+            if record is not None and record is not span:
+                sampled = TraceFlags(flags | TraceFlags.SAMPLED)
+                _settle(
+                    record,
+                    SpanContext(
+                        context.trace_id,
+                        context.span_id,
+                        is_remote=False,
+                        trace_flags=sampled,
+                        trace_state=state,
+                    ),
+                )
+        entry.span = HopSpan(visible, context, entry.name, record)
 
     def _above(self, entry: Entry, seed: Seed | None) -> Context:
         """The OpenTelemetry context that is the parent of the hop's span: always one of the hop's own cascade."""
@@ -328,8 +352,20 @@ class Telemetry:
         if not isinstance(hop, HopSpan) or not hop.recording:
             return
         context = set_span_in_context(NonRecordingSpan(hop.context), otel_context.Context())
-        self._tracer.start_span(name, context=context, attributes=attributes, start_time=at).end(end_time=at)
+        self._told_by().start_span(name, context=context, attributes=attributes, start_time=at).end(
+            end_time=at
+        )
         self._waiting += 1
+
+    def _told_by(self) -> Any:
+        """The tracer of markers, corrections and heartbeats: of all of them, or of those that the sampler keeps."""
+        if self._always is not None:
+            return self._always
+        always = _same_span(self._tracer, None)
+        if always is None:
+            return self._tracer
+        self._always = always
+        return always
 
     # The ticker ------------------------------------------------------------------------------------------------
 
@@ -380,7 +416,7 @@ class Telemetry:
         if self._successor is None:
             from hopwatch.reaping import Successor  # noqa: PLC0415 - not before there is a hop
 
-            self._successor = Successor(box, self._tracer)
+            self._successor = Successor(box, self._told_by())
         self._successor.look()
 
     def _tick(self, process: Process) -> bool:
@@ -517,7 +553,9 @@ class Telemetry:
         above = SpanContext(self._own_trace, 1, is_remote=True, trace_flags=TraceFlags(1))
         context = set_span_in_context(NonRecordingSpan(above), otel_context.Context())
         at = time.time_ns()
-        self._tracer.start_span(name, context=context, attributes=attributes, start_time=at).end(end_time=at)
+        self._told_by().start_span(name, context=context, attributes=attributes, start_time=at).end(
+            end_time=at
+        )
         self._waiting += 1
 
     def tell_gone(self, entry: Entry, told: dict[str, Any] | None, reason: str) -> None:
@@ -567,6 +605,64 @@ class Telemetry:
                 self._flushing = False
                 if done is not None:
                     done.set()
+
+
+def _settle(span: Any, context: SpanContext) -> bool:
+    """Give a span its context anew.
+
+    The tracestate of a span is settled before its id is known, and OpenTelemetry (1.45) has no call to change it later. Every
+    other instrumentation hands on the tracestate of the span that is current, so this is what makes our hop's id survive their
+    spans.
+
+    Returns:
+        Whether the span has it. One of an SDK of another make may not; one that Logfire (5.2) has wrapped has.
+    """
+    inner = span
+    for _ in range(4):
+        known = getattr(inner, "__dict__", {})
+        if "_context" in known:
+            inner._context = context  # noqa: SLF001
+            return span.get_span_context() is context
+        inner = known.get("span")
+        if inner is None:
+            return False
+    return False
+
+
+def _same_span(tracer: Any, context: SpanContext | None) -> Any:
+    """Make a tracer that hands every span to the same processors, whatever the sampler says.
+
+    Args:
+        tracer: the application's, maybe in a wrapper.
+        context: whose trace and span ids its one span gets; None for spans of their own.
+
+    Returns:
+        The tracer; None where no sampler is known that could be left out: an SDK of another make, or none yet.
+    """
+    from opentelemetry.sdk.trace import id_generator, sampling  # noqa: PLC0415 - only with HOPWATCH_SAMPLING=all
+
+    for _ in range(4):
+        if hasattr(tracer, "sampler") and hasattr(tracer, "id_generator"):
+            break
+        # The interface's own proxy, and Logfire's (5.2).
+        tracer = getattr(tracer, "_tracer", None) or getattr(tracer, "tracer", None)
+    else:
+        return None
+    if tracer is None:
+        return None
+
+    class Given(id_generator.IdGenerator):
+        def generate_trace_id(self) -> int:
+            return context.trace_id if context is not None else 0
+
+        def generate_span_id(self) -> int:
+            return context.span_id if context is not None else 0
+
+    always = copy.copy(tracer)
+    always.sampler = sampling.ALWAYS_ON
+    if context is not None:
+        always.id_generator = Given()
+    return always
 
 
 def _force_flush(provider: Any) -> None:

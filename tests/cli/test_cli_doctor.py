@@ -117,6 +117,7 @@ def test_every_problem_and_warning_has_a_remedy(look):
         ({"OTEL_SERVICE_NAME": ""}, "warning", "service name", "unknown_service"),
         ({"OTEL_TRACES_SAMPLER": "traceidratio"}, "warning", "sampler", "unknown"),
         ({"OTEL_TRACES_SAMPLER": "parentbased_always_off"}, "problem", "sampler", "parentbased_always_off"),
+        ({"OTEL_TRACES_SAMPLER": "always_off", "HOPWATCH_SAMPLING": "all"}, "ok", "sampler", "HOPWATCH_SAMPLING"),
         ({"HOPWATCH_DETAIL": "everything"}, "problem", "settings", "'everything'"),
         ({"HOPWATCH_CAPACITY": "-3"}, "problem", "settings", "HOPWATCH_CAPACITY"),
         ({"OTEL_TRACES_EXPORTER": "none"}, "problem", "exporter", "none"),

@@ -275,6 +275,11 @@ def _sampler(environment: Mapping[str, str]) -> Iterator[Finding]:
             "ok", "sampler", f"every trace is recorded ({name or 'parentbased_always_on, the default'})"
         )
         return
+    if environment.get("HOPWATCH_SAMPLING", "").strip().lower() == "all":
+        yield Finding(
+            "ok", "sampler", f"OTEL_TRACES_SAMPLER={plain(sampler)} holds for others; HOPWATCH_SAMPLING=all tells of every hop"
+        )  # fmt: skip
+        return
     lost = (
         "records nothing"
         if name in _NEVER
@@ -282,7 +287,7 @@ def _sampler(environment: Mapping[str, str]) -> Iterator[Finding]:
     )
     yield Finding(
         "problem" if name in _NEVER else "warning", "sampler", f"OTEL_TRACES_SAMPLER={plain(sampler)} {lost}",
-        "set OTEL_TRACES_SAMPLER=parentbased_always_on, or unset it",
+        "set HOPWATCH_SAMPLING=all, which leaves other spans to the sampler; or unset OTEL_TRACES_SAMPLER",
     )  # fmt: skip
 
 

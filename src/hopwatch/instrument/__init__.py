@@ -22,8 +22,15 @@ class Patches:
         self._made: list[tuple[Any, str, Any, Any]] = []
         self._undone = False
 
-    def replace(self, owner: Any, name: str, make: Callable[[Any], Any]) -> bool:
+    def replace(self, owner: Any, name: str, make: Callable[[Any], Any], *, bound: bool = True) -> bool:
         """Put `make(original)` in the place of `owner.name`.
+
+        Args:
+            owner: a class or a module.
+            name: the attribute's.
+            make: makes the replacement of what is there.
+            bound: whether what is there is called as a function. It may be a wrapper of wrapt's, which then has to be told
+                whose method it is: without, OpenTelemetry's instrumentation of threads (0.66) fails.
 
         Returns:
             False where the owner has no such attribute: this release of the library is another one than we know.
@@ -32,7 +39,8 @@ class Patches:
         if original is _ABSENT:
             return False
         own = vars(owner).get(name, _ABSENT)
-        replacement = make(own if own is not _ABSENT else original)
+        as_it_is = own is not _ABSENT and not (bound and isinstance(own, wrapt.FunctionWrapper))
+        replacement = make(own if as_it_is else original)
         setattr(owner, name, replacement)
         self._made.append((owner, name, own, replacement))
         return True
@@ -51,7 +59,9 @@ class Patches:
         ) -> Any:
             return wrapped(*args, **kwargs) if self._undone else wrapper(wrapped, instance, args, kwargs)
 
-        return self.replace(owner, name, lambda original: wrapt.FunctionWrapper(original, while_instrumented))
+        return self.replace(
+            owner, name, lambda original: wrapt.FunctionWrapper(original, while_instrumented), bound=False
+        )
 
     def add(self, owner: Any, name: str, value: Any) -> None:
         """Give a class an attribute that it does not have."""
@@ -59,7 +69,7 @@ class Patches:
         setattr(owner, name, value)
         self._made.append((owner, name, own, value))
 
-    def when_imported(self, name: str, hook: Callable[[Any], None]) -> None:
+    def when_imported(self, name: str, hook: Callable[[Any], object]) -> None:
         """Run `hook(module)` as soon as `name` is imported, or now if it is already; never import it."""
 
         def guarded(module: Any) -> None:

@@ -33,6 +33,7 @@ from hopwatch.instrument import (
     a2a_results,
     a2a_seams,
     a2a_streams,
+    aiohttp_server,
     asgi,
     http_client,
 )
@@ -544,9 +545,10 @@ class A2AInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         self._calls_grpc = False
         del missing[:]
         try:
+            asgi.instrument(self._patches)
+            aiohttp_server.instrument(self._patches)
             for name, hook in (
                 ("httpx", lambda module: http_client.instrument(self._patches, module)),
-                ("starlette.applications", lambda module: asgi.instrument(self._patches, module)),
                 ("a2a.client.transports.grpc", self._calling_grpc),
                 ("a2a.compat.v0_3.grpc_transport", self._calling_grpc),
                 (

@@ -1,4 +1,7 @@
-"""Which request of ours does this HTTP request belong to? Served by Starlette or FastAPI, and acknowledged.
+"""Which request of ours does this HTTP request belong to? Served by an application of ASGI, and acknowledged.
+
+A request is seen where the server calls the application (uvicorn, hypercorn), whatever that is made with, and under any
+other server where Starlette or FastAPI is called. Whoever sees it first has it.
 
 A request that carries a hop of ours becomes a hop: a webhook, unless the A2A SDK says that it is one of its own
 requests. A request that carries none stays untouched, unless the SDK takes it: then it is a root.
@@ -6,6 +9,7 @@ requests. A request that carries none stays untouched, unless the SDK takes it: 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from asyncio import CancelledError, current_task
 from contextvars import ContextVar
@@ -43,11 +47,14 @@ class Exchange:
         "headers",
         "over",
         "path",
+        "raw",
         "status",
         "token",
     )
 
     def __init__(self, scope: Any) -> None:
+        self.raw = id(scope["headers"])
+        """Which list of headers it was read from: an application within another one is called with the same."""
         self.headers = {
             name.decode("latin-1"): value.decode("latin-1")
             for name, value in scope["headers"]
@@ -144,45 +151,80 @@ serving: ContextVar[Exchange | None] = ContextVar("hopwatch_exchange", default=N
 """The HTTP request that the running code serves."""
 
 
-def _calling(original: Any) -> Any:
-    @functools.wraps(original)
-    async def __call__(self: Any, scope: Any, receive: Any, send: Any) -> None:  # noqa: N807 - it stands for the application's own
-        exchange = None
-        if scope["type"] == "http":
-            try:
-                outer = serving.get()
-                exchange = Exchange(scope)
-                # An application mounted in another one is served within the same request. The next request of a connection may be
-                # served in the context of the one before it, too (python/cpython#140947).
-                if (
-                    outer is not None
-                    and not outer.answered
-                    and (outer.carrier.hop if outer.carrier else "")
-                    == (exchange.carrier.hop if exchange.carrier else "")
-                ):
-                    exchange = None
-            except Exception:  # noqa: BLE001
-                failed("asgi.request")
-                exchange = None
-        if exchange is None:
-            await original(self, scope, receive, send)
-            return
-        await _serve(original, self, scope, receive, send, exchange)
-
-    return __call__
+def exchange_of(scope: Any) -> Exchange | None:
+    """The exchange that begins with this request; None where it is part of the one that is being served."""
+    outer = serving.get()
+    inside = outer is not None and not outer.answered
+    if inside and outer is not None and outer.raw == id(scope["headers"]):
+        return None
+    exchange = Exchange(scope)
+    # An application mounted in another one is served within the same request. The next request of a connection may be
+    # served in the context of the one before it, too (python/cpython#140947).
+    if (
+        inside
+        and outer is not None
+        and (outer.carrier.hop if outer.carrier else "") == (exchange.carrier.hop if exchange.carrier else "")
+    ):
+        return None
+    return exchange
 
 
-async def _serve(original: Any, app: Any, scope: Any, receive: Any, send: Any, exchange: Exchange) -> None:
+async def _call(call: Any, scope: Any, receive: Any, send: Any, *more: Any, apart: bool = False) -> None:
+    """Call an application, or what hands on to it, within the exchange that begins with that.
+
+    Args:
+        call: the application.
+        scope: as in ASGI, as the next two.
+        receive: the same.
+        send: the same.
+        more: what the application is called with besides.
+        apart: whether what `send` does is the server's own business, and none of the request's.
+    """
+    exchange = None
+    if scope["type"] == "http":
+        try:
+            exchange = exchange_of(scope)
+        except Exception:  # noqa: BLE001
+            failed("asgi.request")
+    if exchange is None:
+        await call(scope, receive, send, *more)
+        return
+    begun = exchange
+
     async def acknowledging(message: Any) -> None:
         if message["type"] == "http.response.start":
             try:
-                exchange.acknowledge(message)
+                begun.acknowledge(message)
             except Exception:  # noqa: BLE001
                 failed("asgi.acknowledge")
         elif message["type"] == "http.response.body" and not message.get("more_body"):
-            exchange.answered = True
-        await send(message)
+            begun.answered = True
+        if not apart:
+            await send(message)
+            return
+        hop = current.set(None)
+        try:
+            await send(message)
+        finally:
+            with contextlib.suppress(
+                ValueError
+            ):  # a coroutine that was collected is closed in another context
+                current.reset(hop)
 
+    await serve(exchange, scope, lambda: call(scope, receive, acknowledging, *more))
+
+
+async def serve(exchange: Exchange, scope: Any, answer: Any) -> Any:
+    """Run what answers a request with its hop as the current one.
+
+    Args:
+        exchange: the request.
+        scope: what ASGI says of it: `method` and `path` are read.
+        answer: a function without arguments, whose coroutine answers it.
+
+    Returns:
+        What that coroutine returns.
+    """
     outer = serving.set(exchange)
     hop = current.set(None)
     around = otel_context.attach(otel_context.get_current())
@@ -199,7 +241,7 @@ async def _serve(original: Any, app: Any, scope: Any, receive: Any, send: Any, e
                         entry.kind = "webhook"
             except Exception:  # noqa: BLE001
                 failed("asgi.open")
-        await original(app, scope, receive, acknowledging)
+        return await answer()
     except BaseException as raised:
         error = raised
         raise
@@ -232,7 +274,83 @@ def _webhook_attributes(scope: Any) -> dict[str, Any]:
     }
 
 
-def instrument(patches: Patches, module: Any) -> None:
-    """Wrap `starlette.applications.Starlette`, which FastAPI inherits from."""
+# Where requests are seen -------------------------------------------------------------------------------------------
+
+
+def _calling(original: Any) -> Any:
+    @functools.wraps(original)
+    async def __call__(self: Any, scope: Any, receive: Any, send: Any, *more: Any) -> None:  # noqa: N807 - it stands for the application's own
+        await _call(functools.partial(original, self), scope, receive, send, *more)
+
+    return __call__
+
+
+def _calling_apart(original: Any) -> Any:
+    """Stand for hypercorn's call of an application.
+
+    Its `send` (0.18) runs the server's own code in the task of the request: there it puts what nobody takes any more into the
+    queue of that request, and makes the task that waits for the connection's next one.
+    """
+
+    @functools.wraps(original)
+    async def __call__(self: Any, scope: Any, receive: Any, send: Any, *more: Any) -> None:  # noqa: N807 - it stands for the server's own
+        await _call(functools.partial(original, self), scope, receive, send, *more, apart=True)
+
+    return __call__
+
+
+def _running(wrapped: Any, _instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Have uvicorn run one request; the coroutine stays its own, by whose name it is known."""
+    if len(args) != 1 or kwargs:
+        return wrapped(*args, **kwargs)
+    app = args[0]
+
+    async def called(scope: Any, receive: Any, send: Any) -> None:
+        await _call(app, scope, receive, send)
+
+    return wrapped(called)
+
+
+def _beginning_span(wrapped: Any, _instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Have the middleware of OpenTelemetry begin its span as it would without us.
+
+    It makes one of another kind (INTERNAL), below the span that is current, where it finds one: that is how it knows that somebody
+    else serves this request already. Ours is none of a server's, so it is out of sight for that moment.
+    """
+    try:
+        exchange = serving.get()
+        entry = exchange.entry if exchange is not None and not exchange.over else None
+        if (
+            entry is not None
+            and isinstance(entry.span, HopSpan)
+            and trace.get_current_span() is entry.span.span
+        ):
+            # What it attaches it detaches; what is attached here goes with the request.
+            otel_context.attach(trace.set_span_in_context(trace.INVALID_SPAN, otel_context.get_current()))
+    except Exception:  # noqa: BLE001
+        failed("asgi.contrib")
+    return wrapped(*args, **kwargs)
+
+
+def instrument(patches: Patches) -> None:
+    """Wrap the servers' calls of applications, and `starlette.applications.Starlette`, which FastAPI inherits from."""
     telemetry.owes_answer = owes_answer
-    patches.replace(module.Starlette, "__call__", _calling)
+    for name, hook in (
+        ("starlette.applications", lambda module: patches.replace(module.Starlette, "__call__", _calling)),
+        (
+            "hypercorn.app_wrappers",
+            lambda module: patches.replace(module.ASGIWrapper, "__call__", _calling_apart),
+        ),
+        *(
+            (
+                f"uvicorn.protocols.http.{parser}_impl",
+                lambda module: patches.wrap(module.RequestResponseCycle, "run_asgi", _running),
+            )
+            for parser in ("h11", "httptools")
+        ),
+        (
+            "opentelemetry.instrumentation.asgi",
+            lambda module: patches.wrap(module, "_start_internal_or_server_span", _beginning_span),
+        ),
+    ):
+        patches.when_imported(name, hook)

@@ -34,6 +34,7 @@ KNOWN: Final = (
     "grpc.*:*poll*",
     "grpc.*:_actor*",
     "aiohttp.*:*_close_wait*",
+    "aiohttp.web_protocol:RequestHandler.start",
     "aiosqlite.core:_connection_worker_thread",
     "aiosqlite.core:Connection.run",
     "anyio._backends._asyncio:WorkerThread.*",

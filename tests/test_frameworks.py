@@ -1,0 +1,226 @@
+"""Does an agent, and a webhook, keep its place whatever it is made with and served by? Starlette, FastAPI and plain ASGI, uvicorn and hypercorn."""
+
+import asyncio
+import contextlib
+import json
+
+import fastapi
+import httpx
+import hypercorn.asyncio
+import hypercorn.config
+import pytest
+import uvicorn
+from a2a.server.request_handlers import DefaultRequestHandler
+from a2a.server.routes import create_jsonrpc_routes
+from a2a.server.tasks import (
+    BasePushNotificationSender,
+    InMemoryPushNotificationConfigStore,
+    InMemoryTaskStore,
+)
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse
+from starlette.routing import Mount, Route, Router
+
+from exported import only_cascade, tree, verdict
+from hopwatch import process
+from test_a2a import Executor, answers, card_of, client, complete, over, request, run
+
+pytestmark = pytest.mark.usefixtures("a2a_instrumented", "empty")
+
+PUSH = ("push", [("webhook", [])])
+ALL = [("send", [("request", [("execution", [PUSH] * 4)])])]
+"""A message whose agent pushes each of its four events to a webhook."""
+
+
+class Seen:
+    """What a webhook was pushed."""
+
+    def __init__(self):
+        self.bodies = asyncio.Queue()
+
+    async def starlette(self, asked):
+        self.bodies.put_nowait(await asked.json())
+        return JSONResponse({})
+
+    async def fastapi(self, body: dict):
+        self.bodies.put_nowait(body)
+        return {}
+
+    async def plain(self, scope, receive, send):
+        """An application of ASGI without a framework."""
+        assert scope["type"] == "http"
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body, more = body + message.get("body", b""), message.get("more_body", False)
+        self.bodies.put_nowait(json.loads(body))
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+
+def in_starlette(routes, seen):
+    return Starlette(routes=[Route("/hook", seen.starlette, methods=["POST"]), *routes])
+
+
+def in_fastapi(routes, seen):
+    app = fastapi.FastAPI()
+    app.post("/hook")(seen.fastapi)
+    app.router.routes.extend(routes)
+    return app
+
+
+def in_fastapi_mounted(routes, seen):
+    app = fastapi.FastAPI()
+    app.post("/hook")(seen.fastapi)
+    app.mount("/", Starlette(routes=routes))
+    return app
+
+
+def in_plain_asgi(routes, seen):
+    agent = Router(routes=routes)
+
+    async def app(scope, receive, send):
+        if scope["type"] == "http" and scope["path"] == "/hook":
+            await seen.plain(scope, receive, send)
+        else:
+            await agent(scope, receive, send)
+
+    return app
+
+
+FRAMEWORKS = {
+    "Starlette": in_starlette,
+    "FastAPI": in_fastapi,
+    "FastAPI with a mounted Starlette": in_fastapi_mounted,
+    "plain ASGI": in_plain_asgi,
+}
+
+
+@contextlib.asynccontextmanager
+async def by_uvicorn(app, parser):
+    server = uvicorn.Server(
+        uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", lifespan="off", http=parser)
+    )
+    serving = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.005)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        await serving
+
+
+@contextlib.asynccontextmanager
+async def by_hypercorn(app, _parser):
+    config = hypercorn.config.Config()
+    config.bind = ["127.0.0.1:0"]
+    config.accesslog = config.errorlog = None
+    # A socket of its own tells the port; a bind to 0 is only logged.
+    sockets = config.create_sockets()
+    port = sockets.insecure_sockets[0].getsockname()[1]
+    config.create_sockets = lambda: sockets
+    stop = asyncio.Event()
+    serving = asyncio.create_task(hypercorn.asyncio.serve(app, config, shutdown_trigger=stop.wait))
+    for _ in range(6000):
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+        except OSError:
+            await asyncio.sleep(0.005)
+        else:
+            writer.close()
+            break
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        stop.set()
+        await serving
+
+
+SERVERS = {
+    "uvicorn, h11": (by_uvicorn, "h11"),
+    "uvicorn, httptools": (by_uvicorn, "httptools"),
+    "hypercorn": (by_hypercorn, ""),
+}
+
+
+def row(framework, server):
+    package = {"Starlette": "starlette", "FastAPI": "fastapi"}.get(framework.split()[0])
+    releases = [server.split(",")[0], *([package] if package else [])]
+    return pytest.param(
+        framework,
+        server,
+        id=f"{framework}-{server}",
+        marks=pytest.mark.row("web frameworks", f"{framework} under {server}", *releases),
+    )
+
+
+@pytest.mark.parametrize(
+    ("framework", "server"), [row(framework, server) for framework in FRAMEWORKS for server in SERVERS]
+)
+def test_a_message_and_its_pushes_are_in_their_place(framework, server):
+    async def story():
+        serve, parser = SERVERS[server]
+        seen, configs = Seen(), InMemoryPushNotificationConfigStore()
+        async with httpx.AsyncClient(timeout=30) as http:
+            handler = DefaultRequestHandler(
+                agent_executor=Executor(complete),
+                task_store=InMemoryTaskStore(),
+                agent_card=card_of("http://127.0.0.1:1", "JSONRPC"),
+                push_config_store=configs,
+                push_sender=BasePushNotificationSender(http, configs),
+            )
+            app = FRAMEWORKS[framework](create_jsonrpc_routes(handler, "/"), seen)
+            async with serve(app, parser) as url, client(url, timeout=30) as peer:
+                await answers(peer, request(webhook=f"{url}/hook"))
+                for _ in range(4):
+                    await asyncio.wait_for(seen.bodies.get(), 30)
+                    seen.bodies.task_done()
+                await over()
+            await handler.aclose()
+        hops = only_cascade()
+        assert tree(hops) == ALL
+        assert not any(each.late for each in hops.values())
+        assert {each.peer for each in hops.values() if each.kind in ("send", "push")} == {"instrumented"}
+        found = verdict(hops)
+        assert (found.verdict, found.opaque) == ("settled", [])
+
+    run(story)
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_a_request_that_carries_no_hop_is_served_as_ever_and_is_none(server):
+    async def story():
+        serve, parser = SERVERS[server]
+        seen = Seen()
+        async with (
+            serve(in_plain_asgi([Mount("/gone", routes=[])], seen), parser) as url,
+            httpx.AsyncClient(timeout=30) as http,
+        ):
+            answer = await http.post(f"{url}/hook", json={"a": 1})
+            assert (answer.status_code, answer.json()) == (200, {})
+            assert not {"hopwatch-hop", "traceresponse"} & {*answer.headers}
+            assert await seen.bodies.get() == {"a": 1}
+            seen.bodies.task_done()
+            assert process.here().ledger.open_hops() == []
+
+    run(story)
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_an_application_that_raises_is_answered_for_by_its_server_and_has_failed(server):
+    async def app(scope, receive, send):
+        raise ValueError("no")
+
+    carried = {"tracestate": f"hopwatch={'a' * 32}-{'b' * 16}-push"}
+
+    async def story():
+        serve, parser = SERVERS[server]
+        async with serve(app, parser) as url, httpx.AsyncClient(timeout=30) as http:
+            answer = await http.post(f"{url}/hook", json={}, headers=carried)
+            assert answer.status_code == 500
+            await over()
+        (webhook,) = only_cascade().values()
+        assert (webhook.kind, webhook.outcome, webhook.reason) == ("webhook", "failed", "ValueError")
+
+    run(story)
