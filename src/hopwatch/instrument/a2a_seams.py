@@ -165,16 +165,17 @@ def folder() -> Path | None:
     return Path(places[0]).parent if places else None
 
 
-def missing(folder: Path, release: Release) -> list[Seam]:
+def missing(folder: Path, release: Release, seams: tuple[Seam, ...] = SEAMS) -> list[Seam]:
     """The seams that a release ought to have and has not, read from its sources.
 
     Args:
         folder: where the package `a2a` lies.
         release: its release.
+        seams: the table; that of another library lies beside the library's own folder.
     """
     out: list[Seam] = []
     trees: dict[str, dict[str, set[str]]] = {}
-    for seam in SEAMS:
+    for seam in seams:
         if not seam.is_due(release):
             continue
         if seam.module not in trees:
