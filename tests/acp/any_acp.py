@@ -107,6 +107,15 @@ async def streams():
     return (writer, reader), (other_writer, other_reader)
 
 
+async def hang_up(*writers):
+    """Close ends of connections, and wait until they are: nothing is left for the garbage collector to complain of."""
+    for writer in writers:
+        writer.close()
+    for writer in writers:
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+
 async def raw(connection, method, params=None, *, notify=False):
     """Send what the SDK has no method for, and hand over what comes back as it is."""
     inner = connection._conn
@@ -124,11 +133,10 @@ async def connected(agent, client=None, **more):
         yield connection
     finally:
         await connection.close()
-        here[0].close()
-        there[0].close()
+        await hang_up(here[0])
         await asyncio.wait([running], timeout=30)
-        if agent.connection is not None:
-            await agent.connection.close() if hasattr(agent.connection, "close") else None
+        await agent.connection.close()
+        await hang_up(there[0])
 
 
 async def hello(connection):

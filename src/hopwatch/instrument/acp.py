@@ -24,7 +24,7 @@ from opentelemetry.trace import INVALID_SPAN, Link, SpanContext, TraceFlags, set
 from hopwatch import attributes as names
 from hopwatch import orphans, propagation, telemetry
 from hopwatch import process as hopwatch_process
-from hopwatch.instrument import Patches, acp_links, acp_seams, acp_wire, asgi, http_client
+from hopwatch.instrument import Patches, acp_links, acp_seams, acp_wire, asgi, http_client, queues
 from hopwatch.process import current, failed, reason_of
 from hopwatch.telemetry import HopSpan, begin, within
 
@@ -532,6 +532,16 @@ def _closing(wrapped: Any, connection: Any, args: tuple[Any, ...], kwargs: dict[
     return wrapped(*args, **kwargs)
 
 
+def _made_sender(wrapped: Any, sender: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    result = wrapped(*args, **kwargs)
+    try:
+        # Whoever puts a message there awaits that it is written: its own hop says all that there is to say.
+        queues.ignore(sender._queue)  # noqa: SLF001
+    except Exception:  # noqa: BLE001
+        failed("acp.sender")
+    return result
+
+
 # The instrumentor ------------------------------------------------------------------------------------------------
 
 _WRAPPERS: Final[dict[str, Any]] = {
@@ -545,6 +555,7 @@ _WRAPPERS: Final[dict[str, Any]] = {
     "execute": _execute,
     "receive": _receiving,
     "close": _closing,
+    "sender": _made_sender,
 }
 
 

@@ -38,6 +38,7 @@ SEAMS: Final[tuple[Seam, ...]] = (
     # Who owns a connection, and whether anybody still does.
     Seam("loop", "acp.connection", "Connection", "_receive_loop", "receive"),
     Seam("loop", "acp.connection", "Connection", "close", "close"),
+    Seam("loop", "acp.task.sender", "MessageSender", "__init__", "sender"),
 )
 
 

@@ -352,7 +352,8 @@ class _Look:
                 what = f"'{name}' to write it, which has ended{how}, so nobody ever will"
                 return Wait("future", moves=False, what=what)
             child = self.at_task(writer, SDK, depth + 1)
-            return Wait("task", moves=child.moves, what=f"'{name}' to write it", of=(child,))
+            how = f", which waits for {child.what}" if child.kind == "socket" else ""
+            return Wait("task", moves=child.moves, what=f"'{name}' to write it{how}", of=(child,))
         return None
 
     def _at_primitive(
