@@ -16,8 +16,8 @@ from collections import Counter
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from hopwatch import process as hopwatch_process
 from hopwatch import orphans, records, telemetry, waits
+from hopwatch import process as hopwatch_process
 from hopwatch.instrument import deadlocks
 from hopwatch.ledger import Entry, Note
 from hopwatch.process import encodable, failed, failures

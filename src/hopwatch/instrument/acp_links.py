@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary, ref
 
 from hopwatch import attributes as names
 from hopwatch import process as hopwatch_process
+from hopwatch.instrument import tasks
 from hopwatch.orphans import Orphan, tell
 from hopwatch.process import encodable, failed
 
@@ -40,7 +41,8 @@ class Owner:
         task = current_task()
         self.task: Any = ref(task) if task is not None else None
         self.name = encodable(str(task.get_name())[:200]) if task is not None else ""
-        self.what = str(getattr(task.get_coro(), "__qualname__", ""))[:200] if task is not None else ""
+        # By its own name, whatever instrumentations have wrapped around it.
+        self.what = tasks._judge(task.get_coro())[1][:200] if task is not None else ""  # noqa: SLF001
 
     def alive(self) -> bool:
         """Whether it may close the connection yet."""
@@ -167,6 +169,7 @@ class Connected:
                 loop = Loop(task)
                 task.add_done_callback(loop)
                 self.loops.append(loop)
+        self.loops.sort(key=lambda loop: loop.name)
         if self.loops and len(_watched) < MAX_WATCHED:
             _watched[id(self)] = self
             hopwatch_process.here().telemetry.look()
