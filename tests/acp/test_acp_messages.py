@@ -556,3 +556,40 @@ def test_what_looks_like_a_hop_and_is_none_does_no_harm(meta):
 def test_all_seams_of_the_release_that_is_installed_were_found():
     assert instrumentation.missing == []
     assert names.ACKNOWLEDGEMENT_HEADER == "hopwatch-hop"
+
+
+def test_what_came_before_the_answer_belongs_to_the_prompt_though_it_is_served_after_it():
+    client = Client()
+
+    async def main():
+        async with alone(None, client) as (connection, peer):
+            with hopwatch.cascade("root"):
+                asking = asyncio.create_task(connection.prompt(prompt=[text("go")], session_id="s-9"))
+                prompt = await peer.until(lambda each: each.get("method") == "session/prompt")
+                update = {"sessionUpdate": "agent_message_chunk", "content": {"type": "text", "text": "x"}}
+                for _ in range(5):
+                    peer.send({"method": "session/update", "params": {"sessionId": "s-9", "update": update}})
+                peer.send({"id": prompt["id"], "result": {"stopReason": "end_turn"}})
+                await asking
+            await until(lambda: len(client.seen) == 5)
+
+    run(main)
+    hops = only_cascade()
+    assert tree(hops) == [("task", [("send", [("request", [])] * 5)])]
+    assert not any(hop.late for hop in hops.values())
+
+
+def test_what_has_come_and_is_never_served_keeps_nothing_open():
+    async def main():
+        async with alone(None) as (connection, peer):
+            with hopwatch.cascade("root"):
+                asking = asyncio.create_task(connection.prompt(prompt=[text("go")], session_id="s-9"))
+                await peer.until(lambda each: each.get("method") == "session/prompt")
+                update = {"sessionUpdate": "agent_message_chunk", "content": {"type": "text", "text": "x"}}
+                for _ in range(50):
+                    peer.send({"method": "session/update", "params": {"sessionId": "s-9", "update": update}})
+                await connection.close()
+                await asyncio.wait([asking])
+
+    run(main)
+    assert process.here().ledger.size == 0

@@ -250,7 +250,7 @@ _serving: ContextVar[Served | None] = ContextVar("hopwatch_acp_served", default=
 class Served(asgi.Exchange):
     """One message that is being served; as a block, what runs inside serves it."""
 
-    __slots__ = ("_around", "_hop", "_http", "_outer", "code", "connected", "error", "id", "message", "notifies", "session")  # fmt: skip
+    __slots__ = ("_around", "_hop", "_http", "_outer", "came", "code", "connected", "error", "id", "message", "notifies", "session")  # fmt: skip
 
     def __init__(self, connected: Connected | None, message: dict[str, Any], *, notifies: bool) -> None:
         stripped, found = acp_wire.taken_from(message)
@@ -272,6 +272,8 @@ class Served(asgi.Exchange):
         self.error: BaseException | None = None
         """What its handler raised; kept no longer than that runs."""
         self.connected = connected
+        self.came = connected.taken(message) if connected is not None else None
+        """What has stood for it since it came; it keeps the hop open that caused it."""
         if connected is not None:
             if self.carrier is not None:
                 connected.peer = "instrumented"
@@ -291,6 +293,10 @@ class Served(asgi.Exchange):
             self._open()
         except Exception:  # noqa: BLE001
             _lost("acp.serve")
+        finally:
+            came, self.came = self.came, None
+            if came is not None:
+                came.finish()
 
     def _open(self) -> None:
         attributes: dict[str, Any] = {names.RPC_SYSTEM: names.JSONRPC, names.RPC_METHOD: self.path}
@@ -309,7 +315,7 @@ class Served(asgi.Exchange):
             links.append(Link(sender))
         else:
             # A peer that carries nothing: what it asks while it works on a prompt of ours is part of that.
-            parent = self.connected.working_on(self.session) if self.connected is not None else None
+            parent = self._caused_here()
             around = propagation.plain_context(self.headers) if parent is None else None
             if around is not None:
                 token = otel_context.attach(around)
@@ -332,6 +338,13 @@ class Served(asgi.Exchange):
             current.set(entry)
             if isinstance(entry.span, HopSpan):
                 otel_context.attach(entry.span.around())
+
+    def _caused_here(self) -> Entry | None:
+        if self.connected is None:
+            return None
+        if self.came is not None:
+            return self.came.parent
+        return self.connected.working_on(self.session)
 
     def __exit__(self, *_: object) -> None:
         # In another context (a coroutine that was collected is closed in one) nothing of ours is set.
@@ -488,6 +501,23 @@ def _responding(wrapped: Any, _sender: Any, args: tuple[Any, ...], kwargs: dict[
     return wrapped(*args, **kwargs)
 
 
+async def _processing(wrapped: Any, connection: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """`_process_message` before 0.12: whoever caused a message is known when it comes, and not when the dispatcher comes to it."""
+    came = None
+    try:
+        message = args[0] if args else kwargs["message"]
+        if isinstance(message, dict) and "method" in message:
+            came = acp_links.of(connection).came(message)
+    except Exception:  # noqa: BLE001
+        failed("acp.came")
+    try:
+        return await wrapped(*args, **kwargs)
+    except BaseException:
+        if came is not None:
+            came.finish("cancelled", "its connection was closed")
+        raise
+
+
 def _named(coroutine: Any, wrapped: Any) -> Any:
     """Have a coroutine of ours go by the name of the one that it stands for, as a task shows it."""
     coroutine.__name__ = wrapped.__name__
@@ -526,7 +556,7 @@ async def _receive(
 
 def _closing(wrapped: Any, connection: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     try:
-        acp_links.of(connection).closing = True
+        acp_links.of(connection).closes()
     except Exception:  # noqa: BLE001
         failed("acp.closing")
     return wrapped(*args, **kwargs)
@@ -550,6 +580,7 @@ _WRAPPERS: Final[dict[str, Any]] = {
     "answer": _answered,
     "serve": _serving_with(notifies=False),
     "serve_notification": _serving_with(notifies=True),
+    "process": _processing,
     "route": _route,
     "respond": _responding,
     "execute": _execute,

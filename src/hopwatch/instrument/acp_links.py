@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary, ref
 
 from hopwatch import attributes as names
 from hopwatch import process as hopwatch_process
-from hopwatch.instrument import tasks
+from hopwatch.instrument import acp_wire, tasks
 from hopwatch.orphans import Orphan, tell
 from hopwatch.process import encodable, failed
 
@@ -80,7 +80,7 @@ class Connected:
     """What is known of one connection; of the connection itself nothing is kept."""
 
     __slots__ = (
-        "__weakref__", "asked", "at", "closing", "how", "loops", "name", "owner", "peer", "plain", "port", "reading", "told", "where", "works",
+        "__weakref__", "asked", "at", "closing", "coming", "how", "loops", "name", "owner", "peer", "plain", "port", "reading", "told", "where", "works",
     )  # fmt: skip
 
     def __init__(self, connection: Any) -> None:
@@ -92,6 +92,8 @@ class Connected:
         """What it calls itself."""
         self.asked: dict[Any, tuple[Any, Entry]] = {}
         """The requests that await its answer, by their number."""
+        self.coming: dict[int, tuple[Any, Entry]] = {}
+        """Messages that have come and are not served yet, by their id: the message, and what keeps the hop open that caused it."""
         self.works: WeakValueDictionary[str, Entry] = WeakValueDictionary()
         """By session, the newest request about it that awaits its answer."""
         self.owner: Owner | None = None
@@ -145,6 +147,31 @@ class Connected:
         """The request of ours about a session that the peer works on."""
         entry = self.works.get(session) if session is not None else None
         return entry if entry is not None and entry.done is None else None
+
+    def came(self, message: dict[str, Any]) -> Entry | None:
+        """Note a message that will wait in a queue. One that carries a hop has its cause elsewhere."""
+        cause = self.working_on(acp_wire.session_in(message.get("params")))
+        if cause is None or self.closing or acp_wire.carries(message):
+            return None
+        entry = cause.ledger.open("task", "a message that has come", cause)
+        if entry is not None:
+            entry.quiet = True
+            self.coming[id(message)] = (message, entry)
+        return entry
+
+    def taken(self, message: dict[str, Any]) -> Entry | None:
+        """What has stood for a message since it came, now that it is served."""
+        found = self.coming.pop(id(message), None)
+        return found[1] if found is not None else None
+
+    def _drop_coming(self) -> None:
+        while self.coming:
+            self.coming.popitem()[1][1].finish("cancelled", "its connection was closed")
+
+    def closes(self) -> None:
+        """Somebody closes it."""
+        self.closing = True
+        self._drop_coming()
 
     # Its owner
 

@@ -31,6 +31,8 @@ SEAMS: Final[tuple[Seam, ...]] = (
     # Messages served. Before 0.12 a connection binds the first two when it is made.
     Seam("request", "acp.connection", "Connection", "_run_request", "serve"),
     Seam("request", "acp.connection", "Connection", "_run_notification", "serve_notification"),
+    # Where a message has come, and stands in the dispatcher's queue.
+    Seam("request", "acp.connection", "Connection", "_process_message", "process", before=V12),
     Seam("request", "acp.router", "MessageRouter", "__call__", "route"),
     # Where the answer stands before it goes out.
     Seam("request", "acp.task.sender", "MessageSender", "send", "respond", before=V12),

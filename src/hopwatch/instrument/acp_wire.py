@@ -83,6 +83,14 @@ def taken_from(message: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]
     return {**message, "params": cleaned}, found
 
 
+def carries(message: dict[str, Any]) -> bool:
+    """Whether a message carries the hop that sent it."""
+    params = message.get("params")
+    meta = params.get(names.META_KEY) if isinstance(params, dict) else None
+    state = meta.get(_STATE) if isinstance(meta, dict) else None
+    return isinstance(state, str) and propagation.hop_in_tracestate(state) is not None
+
+
 def acknowledging(payload: dict[str, Any], value: str) -> dict[str, Any]:
     """An answer that names the hop that served it, in a new dict."""
     return {**payload, names.META_KEY: {names.ACKNOWLEDGEMENT_HEADER: value}}
