@@ -1,7 +1,7 @@
 # make demo [FAULT=hang]   three real agents, watched        make test    the tests
 # make bench               what it costs, as ratios          make lint    formatting, lint, strict types, docstrings
 # make stack               hopwatch with Prometheus, Alertmanager and an OpenTelemetry Collector around it, without containers
-# make matrix              the stories of tests/sdk with each release of a2a-sdk; writes docs/compatibility.md
+# make matrix              the stories of tests/sdk with each release of a2a-sdk, and those of tests/acp with agent-client-protocol; writes docs/compatibility.md
 # make neighbours          the tests beside others who watch, in an environment that has them
 # make pythons             the tests on every Python that is installed here
 # make storm               200 runs of programs that end in any way at any moment; STORM="--runs 500 --seed 7"
@@ -74,6 +74,7 @@ format: $(VENV)/.lint
 
 matrix: $(BIN)/python
 	$(BIN)/python tests/sdk/matrix.py $(MATRIX)
+	$(BIN)/python tests/acp/matrix.py $(filter --thin --again,$(MATRIX))
 
 neighbours:
 	@$(MAKE) --no-print-directory VENV=.venv-neighbours .venv-neighbours/.neighbours

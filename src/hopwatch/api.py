@@ -31,15 +31,17 @@ class Pending:
     """One unit of work that this process has not ended.
 
     Attributes:
-        kind: `request`, `execution`, `send`, `push`, `webhook`, `task`, `event` or `lock`.
+        kind: `request`, `execution`, `send`, `push`, `webhook`, `task`, `event` or `lock`; `service` for a service loop whose
+            owner has ended, which is no cascade's work and will never end by itself.
         name: what it is called. Items in queues that are only counted are one `event` for each hop.
         cascade: 32 hex digits; that of the hop that it counts on, where it is not visible itself.
         hop: 16 hex digits, or None where it is not visible outside this process.
-        started: when it began; of items that are only counted, when their hop did.
+        started: when it began; of items that are only counted, when their hop did; of a `service`, when its owner ended.
         done: whether its own work is over, and only what it started goes on.
         waits_on: what it waits on, as in the collector's `waits_on` and with the seconds that a wait lasts still (`left`), or
             None where that is not known.
         location: `file:line function`: of an execution where it is defined, of a task where it was made, or None.
+        owner: of a `service`, who its owner was and how it ended; else None.
     """
 
     kind: str
@@ -50,6 +52,7 @@ class Pending:
     done: bool
     waits_on: dict[str, Any] | None
     location: str | None = None
+    owner: str | None = None
 
     @property
     def age(self) -> float:
@@ -140,14 +143,25 @@ def current() -> Hop | None:
 
 
 def pending(cascade: str | None = None) -> list[Pending]:
-    """What this process has not ended, oldest first; service loops are not among it.
+    """What this process has not ended, oldest first; service loops are not among it, but for those whose owner has ended.
 
     Args:
         cascade: only what belongs to this cascade (32 hex digits).
     """
     ledger = hopwatch_process.here().ledger
     entries = sorted([*ledger.open_hops(), *ledger.invisible()], key=lambda each: each.started)
-    return _as_pending(entries, cascade)
+    return [*_as_pending(entries, cascade), *(_orphans() if cascade is None else ())]
+
+
+def _orphans() -> list[Pending]:
+    from hopwatch import orphans, telemetry, waits  # noqa: PLC0415
+
+    out = []
+    for loop in orphans.now():
+        started = datetime.fromtimestamp(loop.since / 1e9, tz=timezone.utc)
+        waiting = waits.with_times(telemetry.look_at(loop.task).as_dict())
+        out.append(Pending("service", loop.name, "", None, started, False, waiting, owner=loop.owner))
+    return out
 
 
 def _as_pending(entries: Iterable[Entry | Note], cascade: str | None) -> list[Pending]:

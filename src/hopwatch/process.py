@@ -96,6 +96,8 @@ class Settings(NamedTuple):
     """Whether a SIGTERM that would end the process at once is reported first."""
     drain: float = 0.0
     """Seconds that `asyncio.run` waits, before it cancels what is left, for what is left to end by itself."""
+    acp_inject: bool = True
+    """Whether messages of the Agent Client Protocol carry the hop that sends them."""
     report: str = ""
     """File that says at the end of the process what was pending."""
     sampling: str = "follow"
@@ -137,6 +139,10 @@ def read_settings(environment: Any = os.environ) -> Settings:
     if signals not in ("on", "off"):
         problems.append(f"HOPWATCH_SIGNALS is {signals!r}; it is on or off. on is used")
         signals = "on"
+    inject = environment.get("HOPWATCH_ACP_INJECT", "true").strip().lower() or "true"
+    if inject not in ("true", "false"):
+        problems.append(f"HOPWATCH_ACP_INJECT is {inject!r}; it is true or false. true is used")
+        inject = "true"
 
     sampling = environment.get("HOPWATCH_SAMPLING", "follow").strip().lower() or "follow"
     if sampling not in ("follow", "all"):
@@ -154,6 +160,7 @@ def read_settings(environment: Any = os.environ) -> Settings:
         shutdown_timeout=number("HOPWATCH_SHUTDOWN_TIMEOUT", 3.0, 0.0, 600.0),
         signals=signals == "on",
         drain=number("HOPWATCH_DRAIN", 0.0, 0.0, 3600.0),
+        acp_inject=inject == "true",
         report=environment.get("HOPWATCH_REPORT", "").strip(),
         sampling=sampling,
         problems=tuple(problems),
@@ -180,6 +187,8 @@ class Process:
         """Called by the ticker with the time (Unix nanoseconds): what has to be looked at now and then."""
 
 
+keeps_looking: list[Callable[[], bool]] = []
+"""Each tells whether the ticker has something to look at though no hop is open."""
 _process: Process | None = None
 _each_tick: list[Callable[[int], None]] = []
 

@@ -16,8 +16,8 @@ from collections import Counter
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from hopwatch import orphans, records, telemetry, waits
 from hopwatch import process as hopwatch_process
-from hopwatch import records, telemetry, waits
 from hopwatch.instrument import deadlocks
 from hopwatch.ledger import Entry, Note
 from hopwatch.process import encodable, failed, failures
@@ -81,6 +81,19 @@ def _text(value: str) -> str:
 def _moment(nanoseconds: int) -> str:
     at = datetime.fromtimestamp(nanoseconds / 1e9, tz=timezone.utc)
     return at.isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def _orphans() -> list[dict[str, Any]]:
+    """The service loops whose owner has ended."""
+    return [
+        {
+            "id": f"{id(each.task):#x}",
+            "name": _text(each.name),
+            "owner": _text(each.owner),
+            "since": _moment(each.since),
+        }
+        for each in orphans.now()[:MOST]
+    ]
 
 
 # Threads and loops -------------------------------------------------------------------------------------------------
@@ -232,6 +245,7 @@ def take(most: int = MOST) -> dict[str, Any]:
         "threads": look.threads(),
     }
     document["deadlocks"] = look.deadlocks()
+    document["orphans"] = _orphans()
     ledger = process.ledger
     document["counts"] = {
         "hops": len(ledger.open_hops()),

@@ -35,7 +35,7 @@ from opentelemetry.trace import (
 from hopwatch import attributes as names
 from hopwatch import records, waits
 from hopwatch.ledger import DURATIONS_A_TICK, Note
-from hopwatch.process import current, encodable, failed, failures
+from hopwatch.process import current, encodable, failed, failures, keeps_looking
 from hopwatch.process import here as process_here
 
 if TYPE_CHECKING:
@@ -473,7 +473,12 @@ class Telemetry:
             self._flushing = True
             self._flush.set()
         self._timers = None  # it keeps the handles that it has read
-        return bool(hops or len(ledger) or self._waiting)
+        return bool(hops or len(ledger) or self._waiting or any(each() for each in keeps_looking))
+
+    def look(self) -> None:
+        """Have the ticker look, though no hop may be open."""
+        if self._idle:
+            self._begin()
 
     def _reveal(self, process: Process, now: int) -> None:
         threshold = int(process.settings.reveal_after * SECOND)
@@ -687,6 +692,8 @@ working_on: Callable[[object], list[Any] | None] | None = None
 """Tells who took items from a queue and has not called `task_done`; set by who instruments queues."""
 seen_holding: Callable[[object, waits.Timers], list[Any] | None] | None = None
 """Tells who holds a lock that nobody noted when it was taken; set by who instruments locks."""
+is_read: Callable[[object], bool | None] | None = None
+"""Tells whether anybody still reads from a connection; None where that is not known. Set by who instruments connections."""
 polling: Callable[[list[Any]], tuple[int, object] | None] | None = None
 """Tells of a wait whose timeout changes nothing, as `waits.of_task` has it; set by who instruments what polls."""
 explain_deadlock: Callable[[Entry], tuple[dict[str, Any], bool] | None] | None = None
@@ -838,7 +845,7 @@ def look_at(
         send_of=send_of,
         made_in=made_in,
         timers=shared,
-        across=waits.Across(asks, functools.partial(_hop_of, hops)) if asks is not None else None,
+        across=waits.Across(asks, functools.partial(_hop_of, hops), is_read) if asks is not None else None,
         rests_on=rests_on,
         polling=polling,
     )

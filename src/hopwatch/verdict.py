@@ -16,8 +16,10 @@ from hopwatch.attributes import (
     HTTP_REFUSALS,
     HTTP_STATUS_CODE,
     INTERRUPTED_STATES,
+    JSONRPC,
     RPC_REFUSALS,
     RPC_STATUS_CODE,
+    RPC_SYSTEM,
     TERMINAL_STATES,
 )
 from hopwatch.records import newer_state
@@ -323,7 +325,9 @@ def _missing(
             )
         elif hop.peer == "unknown" and not any(child.remote for child in below):
             sentence = f"nobody knows whether {describe(hop)} reached {hop.peer_name or 'its peer'}: {hop.reason or 'no answer came'}"
-            out.append(Missing("delivery", hop.id, None, sentence))
+            # One that went out in order, and that nobody answers, is in general about to be told of by whoever took it.
+            since = hop.heard if hop.outcome == "finished" else 0
+            out.append(Missing("delivery", hop.id, None, sentence, since))
         elif hop.peer == "opaque":
             name = hop.peer_name or hop.name
             if name not in opaque:
@@ -331,6 +335,10 @@ def _missing(
             state = told.get((name, hop.task_id), (None, 0))[0] if hop.task_id else None
             status = hop.attributes.get(HTTP_STATUS_CODE)
             refused = status in HTTP_REFUSALS or (hop.attributes.get(RPC_STATUS_CODE) in RPC_REFUSALS)
+            # An error in JSON-RPC is an answer as any other: the peer is done with the message.
+            refused = refused or (
+                hop.attributes.get(RPC_SYSTEM) == JSONRPC and RPC_STATUS_CODE in hop.attributes
+            )
             if (
                 hop.kind == "send"
                 and hop.outcome in ("failed", "cancelled")

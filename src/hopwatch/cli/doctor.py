@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
+    from hopwatch.instrument.a2a_seams import Seam
+
 Level = Literal["ok", "note", "warning", "problem"]
 
 LONGEST_CONNECT: Final = 2.0
@@ -40,8 +42,14 @@ _STYLES: Final[dict[Level, str]] = {
     "problem": "bold red",
 }
 _GROUP: Final = "opentelemetry_instrumentor"
-_OURS: Final = ("hopwatch_asyncio", "hopwatch_a2a")
-_HOPS: Final = {"send": "sends", "request": "requests", "execution": "executions", "push": "pushes"}
+_OURS: Final = ("hopwatch_asyncio", "hopwatch_a2a", "hopwatch_acp")
+_HOPS: Final = {
+    "send": "sends",
+    "request": "requests",
+    "execution": "executions",
+    "push": "pushes",
+    "loop": "connections that nobody closes",
+}
 _LISTED: Final = 8
 """How many methods are named that a library lacks."""
 _LIBRARIES: Final = ("starlette", "fastapi", "httpx", "uvloop")
@@ -131,8 +139,19 @@ def _sdk_folder() -> Path | None:
     return a2a_seams.folder()
 
 
-def _libraries(version: Callable[[str], str | None], source: Callable[[], Path | None]) -> Iterator[Finding]:
+def _acp_folder() -> Path | None:
+    from hopwatch.instrument import acp_seams  # noqa: PLC0415 - as below
+
+    return acp_seams.folder()
+
+
+def _libraries(
+    version: Callable[[str], str | None],
+    source: Callable[[], Path | None],
+    acp_source: Callable[[], Path | None] = _acp_folder,
+) -> Iterator[Finding]:
     yield from _a2a_sdk(version("a2a-sdk"), source)
+    yield from _acp(version("agent-client-protocol"), acp_source)
     for library in _LIBRARIES:
         found = version(library)
         yield Finding(
@@ -167,15 +186,51 @@ def _a2a_sdk(sdk: str | None, source: Callable[[], Path | None]) -> Iterator[Fin
         )
     where = source()
     lacking = a2a_seams.missing(where, release) if where is not None else []
-    if lacking:
-        hops = ", ".join(dict.fromkeys(_HOPS[seam.hop] for seam in lacking))
+    due = sum(seam.is_due(release) for seam in a2a_seams.SEAMS)
+    yield from _seams("a2a-sdk", sdk, lacking, due, tested)
+
+
+def _acp(installed: str | None, source: Callable[[], Path | None]) -> Iterator[Finding]:
+    from hopwatch.instrument import a2a_seams, acp_seams  # noqa: PLC0415 - as above
+
+    name, tested = acp_seams.DISTRIBUTION, ", ".join(acp_seams.TESTED)
+    if installed is None:
+        yield Finding("note", name, f"{name} is not installed")
+        return
+    release = a2a_seams.release_of(installed)
+    if installed in acp_seams.TESTED:
+        yield Finding("ok", name, f"{name} {installed}, a version that is tested")
+    elif acp_seams.FIRST <= release < (1,):
         yield Finding(
-            "warning", "a2a-sdk's seams",
-            f"a2a-sdk {plain(sdk)} lacks {len(lacking)} of the {sum(seam.is_due(release) for seam in a2a_seams.SEAMS)} methods"
-            f" that hopwatch wraps, so {hops} are accounted for in part: {', '.join(map(str, lacking[:_LISTED]))}"
-            + (" ..." if len(lacking) > _LISTED else ""),
-            f"use a release that is tested ({tested}), or a newer hopwatch",
+            "note", name, f"{name} {plain(installed)} is supported, and not tested: tested are {tested}"
+        )
+    else:
+        age = "older than all that is tested" if release < acp_seams.FIRST else "newer than all that is known"
+        yield Finding(
+            "warning", name, f"{name} {plain(installed)} is {age}: tested are {tested}",
+            f"pip install '{name}>=0.8.1,<1'",
         )  # fmt: skip
+    yield Finding(
+        "note", f"{name}'s children",
+        "an agent that is started by spawn_agent_process gets none of OTEL_* and HOPWATCH_* from its environment",
+        "hand them on yourself, with env=: docs/api.md, Agent Client Protocol",
+    )  # fmt: skip
+    where = source()
+    lacking = acp_seams.missing(where, release) if where is not None else []
+    yield from _seams(name, installed, lacking, sum(seam.is_due(release) for seam in acp_seams.SEAMS), tested)
+
+
+def _seams(name: str, installed: str, lacking: Sequence[Seam], due: int, tested: str) -> Iterator[Finding]:
+    if not lacking:
+        return
+    hops = ", ".join(dict.fromkeys(_HOPS[seam.hop] for seam in lacking))
+    yield Finding(
+        "warning", f"{name}'s seams",
+        f"{name} {plain(installed)} lacks {len(lacking)} of the {due} methods"
+        f" that hopwatch wraps, so {hops} are accounted for in part: {', '.join(map(str, lacking[:_LISTED]))}"
+        + (" ..." if len(lacking) > _LISTED else ""),
+        f"use a release that is tested ({tested}), or a newer hopwatch",
+    )  # fmt: skip
 
     calls = a2a_seams.folder("grpc")
     lacking = a2a_seams.missing(calls, (), a2a_seams.CALLS) if calls is not None else []

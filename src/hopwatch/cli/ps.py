@@ -306,6 +306,10 @@ def tree(document: Mapping[str, Any]) -> Node:
         )
     for each in _objects(document.get("deadlocks")):
         top.below.append(_deadlock(each))
+    for each in _objects(document.get("orphans")):
+        words = f"service loop '{plain(each.get('name'))}' goes on though its owner has ended"
+        since = f", since {plain(each.get('since'))}"
+        top.below.append(Node(words + since, "yellow", [Node(plain(each.get("owner")), "dim")]))
     for loop in _objects(document.get("loops")):
         top.below.append(_loop(loop))
     left = _object(document.get("left_out"))

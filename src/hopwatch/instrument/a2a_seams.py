@@ -197,7 +197,7 @@ def missing(folder: Path, release: Release, seams: tuple[Seam, ...] = SEAMS) -> 
     Args:
         folder: where the package lies.
         release: its release; empty if each of the seams is due.
-        seams: those of the SDK, or `CALLS`.
+        seams: those of the SDK, or `CALLS`; those of another library lie beside the library's own folder.
     """
     out: list[Seam] = []
     trees: dict[str, dict[str, set[str]]] = {}

@@ -22,6 +22,17 @@ KNOWN: Final = (
     "a2a.server.cluster.database_event_stream:*",
     # The engine of 0.3, and of the legacy handler of 1.x: it awaits the execution, and ends with it.
     "a2a.server.request_handlers.default_request_handler:*._cleanup_producer",
+    # agent-client-protocol 0.8 to 0.12: what lives as long as a connection. Its messages have tasks of their own, or are told of by their hops.
+    "acp.connection:Connection._receive_loop",
+    "acp.connection:Connection.main_loop",
+    "acp.agent.connection:AgentSideConnection.listen",
+    "acp.core:run_agent",
+    "acp.task.sender:MessageSender._loop",
+    "acp.task.dispatcher:DefaultMessageDispatcher._run",
+    "acp.http.server:ConnectionState._pump",
+    "acp.http.client:_HttpStreamTransport._consume_stream",
+    "acp.ws.server:_pump_outbound",
+    "websockets.asyncio.connection:Connection.keepalive",
     # Servers and clients: polling, pings, pools.
     "uvicorn.*:*.serve",
     "uvicorn.*:*.main_loop",

@@ -42,6 +42,7 @@ _WRAPPERS: Final = {
     "hopwatch.instrument.a2a": "wrapped",
     "hopwatch.instrument.a2a_events": "original",
     "hopwatch.instrument.a2a_results": "original",
+    "hopwatch.instrument.acp": "wrapped",
 }
 """Modules whose coroutines stand for another one, and the local variable that holds it."""
 _TRANSPARENT: Final = (f"{os.sep}opentelemetry{os.sep}instrumentation{os.sep}", f"{os.sep}wrapt{os.sep}")

@@ -150,9 +150,10 @@ class Connection:
 
     def _instrument(self) -> None:
         from hopwatch.instrument.a2a import A2AInstrumentor  # noqa: PLC0415
+        from hopwatch.instrument.acp import ACPInstrumentor  # noqa: PLC0415
         from hopwatch.instrument.asyncio import AsyncioInstrumentor  # noqa: PLC0415
 
-        for kind in (AsyncioInstrumentor, A2AInstrumentor):
+        for kind in (AsyncioInstrumentor, A2AInstrumentor, ACPInstrumentor):
             one = kind()
             if not one.is_instrumented_by_opentelemetry:
                 one.instrument()

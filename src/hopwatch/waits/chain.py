@@ -256,6 +256,11 @@ def own(frame: Frame, cls: Any) -> Any:
     return next((thing for thing in referents(frame.awaitable) if is_a(thing, cls)), None)
 
 
+def own_named(frame: Frame, name: str) -> Any:
+    """Return what a frame of a method of an SDK has as `self`, by the name of its class, for nothing is imported here."""
+    return next((thing for thing in referents(frame.awaitable) if type_name(type(thing)) == name), None)
+
+
 def is_anyio_group(frame: Frame) -> bool:
     """Tell whether this frame waits for the tasks of anyio's task group."""
     return frame.function == "TaskGroup.__aexit__" and frame.file.replace("\\", "/").endswith(
@@ -265,7 +270,9 @@ def is_anyio_group(frame: Frame) -> bool:
 
 def is_sending(frame: Frame) -> bool:
     """Tell whether this frame is hopwatch's own, around the sending of a message."""
-    return frame.name in _SENDERS and frame.file.replace("\\", "/").endswith("/hopwatch/instrument/a2a.py")
+    return frame.name in _SENDERS and frame.file.replace("\\", "/").endswith(
+        ("/hopwatch/instrument/a2a.py", "/hopwatch/instrument/acp.py")
+    )
 
 
 def worker_of_anyio(frame: Frame) -> threading.Thread | None:

@@ -17,10 +17,12 @@ from hopwatch.waits.chain import (
     LIBRARY,
     LOCKS,
     PASSIVE,
+    SDK,
     Frame,
     is_anyio_group,
     is_sending,
     own,
+    own_named,
     package_of,
     place_of,
     primitive,
@@ -303,6 +305,8 @@ class _Look:
                 return Wait("call", moves=True, what=PHRASES["call"])
         kind, at = primitive(tail)
         last = frames[-1]
+        if decisive is last and last.place == SDK and (found := self._at_connection(last, depth)) is not None:
+            return found
         if kind is None and last.place == ASYNCIO and last.name in {"wait_for", "_cancel_and_wait"}:
             inner = self._waited_for(last, future, place, depth)
             if inner is not None:
@@ -333,6 +337,33 @@ class _Look:
                 kind, field_of(own(at, TASK_GROUP), "_tasks") if TASK_GROUP else None, place, depth
             )
         return self._at_primitive(kind or "unknown", [at, *tail], decisive, place, depth)
+
+    def _at_connection(self, frame: Frame, depth: int) -> Wait | None:
+        """Judge what a message of the Agent Client Protocol waits for at its own end: to be written, or the answer."""
+        file = frame.file.replace("\\", "/")
+        if frame.name == "send_request" and file.endswith("/acp/connection.py"):
+            connection = own_named(frame, "Connection")
+            read = (
+                self.across.is_read(connection) if self.across is not None and self.across.is_read else None
+            )
+            if read is False:
+                what = "the answer, which can never come: nobody reads from the connection any more"
+                return Wait("future", moves=False, what=what)
+            return Wait("call", moves=True, what="the answer")
+        if frame.name == "send" and file.endswith("/acp/task/sender.py"):
+            writer = field_of(own_named(frame, "MessageSender"), "_task")
+            if not is_a(writer, TASK_TYPES):
+                return None
+            name = task_name(writer)
+            if has_ended(writer):
+                error = field_of(writer, "_exception")
+                how = f" with {type_name(type(error))}" if error is not None else ""
+                what = f"'{name}' to write it, which has ended{how}, so nobody ever will"
+                return Wait("future", moves=False, what=what)
+            child = self.at_task(writer, SDK, depth + 1)
+            how = f", which waits for {child.what}" if child.kind == "socket" else ""
+            return Wait("task", moves=child.moves, what=f"'{name}' to write it{how}", of=(child,))
+        return None
 
     def _at_primitive(
         self, kind: Kind, tail: list[Frame], decisive: Frame | None, place: int, depth: int

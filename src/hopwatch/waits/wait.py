@@ -26,10 +26,12 @@ class Across(NamedTuple):
     Attributes:
         asks: The id of the send or push whose answer a task awaits in its first attempt; None for any other task.
         hop_of: The id of the hop that a task works for, None where that is not known.
+        is_read: Whether anybody still reads from a connection over which messages and their answers go; None where that is not known.
     """
 
     asks: Callable[[object], str | None]
     hop_of: Callable[[object], str | None]
+    is_read: Callable[[object], bool | None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
