@@ -1,18 +1,35 @@
-"""Which attributes of other people's classes are replaced, and how are they put back?"""
+"""Which attributes of other people's classes are replaced, and how are they put back?
+
+The package has the name of the function `hopwatch.instrument`, and takes its place in `hopwatch` once it is imported. So it
+can be called as the function.
+"""
 
 from __future__ import annotations
 
 import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import wrapt
 
+from hopwatch import api
 from hopwatch.process import failed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _ABSENT = object()
+
+
+class _Callable(ModuleType):
+    """This package as the function that has its name."""
+
+    def __call__(self, url: str | None = None, *, service_name: str | None = None) -> None:
+        """As `hopwatch.instrument`."""
+        api.instrument(url, service_name=service_name)
+
+
+sys.modules[__name__].__class__ = _Callable
 
 
 class Patches:

@@ -543,6 +543,8 @@ class A2AInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         self._executors: WeakSet[Any] = WeakSet()
         self._calls_grpc = False
         del missing[:]
+        if hopwatch_process.refused_here():
+            return
         try:
             for name, hook in (
                 ("httpx", lambda module: http_client.instrument(self._patches, module)),
