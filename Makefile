@@ -11,6 +11,8 @@ VENV ?= .venv
 FAULT ?= none
 # Real processes wait for each other for most of a test: two at once take half the time.
 PYTEST ?= -n auto --maxprocesses 4 --dist worksteal
+# What else pip is told, for a Python whose wheels are not all there yet: PIP="--only-binary :all: --no-binary pyyaml"
+PIP ?=
 STORM ?=
 STACK ?=
 MATRIX ?=
@@ -23,15 +25,15 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.demo: $(BIN)/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP) -c constraints.txt -e '.[demo]'
 	@touch $@
 
 $(VENV)/.test: $(BIN)/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP) -c constraints.txt -e '.[test]'
 	@touch $@ $(VENV)/.demo
 
 $(VENV)/.lint: $(BIN)/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[lint]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP) -c constraints.txt -e '.[lint]'
 	@touch $@ $(VENV)/.test $(VENV)/.demo
 
 demo: $(VENV)/.demo
