@@ -1,8 +1,10 @@
 # make demo [FAULT=hang]   three real agents, watched        make test    the tests
 # make bench               what it costs, as ratios          make lint    formatting, lint, strict types, docstrings
 # make stack               hopwatch with Prometheus, Alertmanager and an OpenTelemetry Collector around it, without containers
-# make matrix              the stories of tests/sdk with each release of a2a-sdk, and those of tests/acp with agent-client-protocol; writes docs/compatibility.md
+# make matrix              the stories of tests/sdk with each release of a2a-sdk, of tests/acp with agent-client-protocol, and those of `make rows`;
+#                          writes docs/compatibility.md
 # make neighbours          the tests beside others who watch, in an environment that has them
+# make rows                the stories of what else hopwatch was run with: loops, frameworks, neighbours
 # make pythons             the tests on every Python that is installed here
 # make storm               200 runs of programs that end in any way at any moment; STORM="--runs 500 --seed 7"
 
@@ -11,23 +13,25 @@ VENV ?= .venv
 FAULT ?= none
 # Real processes wait for each other for most of a test: two at once take half the time.
 PYTEST ?= -n auto --maxprocesses 4 --dist worksteal
+# What else pip is told, for a Python whose wheels are not all there yet: PIP="--only-binary :all: --no-binary pyyaml"
+PIP ?=
 STORM ?=
 STACK ?=
 MATRIX ?=
 BIN = $(VENV)/bin
 
-.PHONY: demo stack test storm bench lint format matrix neighbours pythons dashboards typecheck clean
+.PHONY: demo stack test storm bench lint format matrix neighbours rows pythons dashboards typecheck clean
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "hopwatch needs Python 3.10 or later; $(PYTHON) is $$($(PYTHON) --version). Name another one: make PYTHON=python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.demo: $(BIN)/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP) -c constraints.txt -e '.[demo]'
 	@touch $@
 
 $(VENV)/.test: $(BIN)/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP) -c constraints.txt -e '.[test]'
 	@touch $@ $(VENV)/.demo
 
 $(VENV)/.neighbours: $(BIN)/python pyproject.toml constraints.txt
@@ -35,7 +39,7 @@ $(VENV)/.neighbours: $(BIN)/python pyproject.toml constraints.txt
 	@touch $@ $(VENV)/.test $(VENV)/.demo
 
 $(VENV)/.lint: $(BIN)/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[lint]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP) -c constraints.txt -e '.[lint]'
 	@touch $@ $(VENV)/.test $(VENV)/.demo
 
 demo: $(VENV)/.demo
@@ -72,19 +76,24 @@ format: $(VENV)/.lint
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-matrix: $(BIN)/python
+matrix: $(VENV)/.test
 	$(BIN)/python tests/sdk/matrix.py $(MATRIX)
 	$(BIN)/python tests/acp/matrix.py $(filter --thin --again,$(MATRIX))
+	$(if $(MATRIX),,$(BIN)/python tests/rows.py)
 
 neighbours:
 	@$(MAKE) --no-print-directory VENV=.venv-neighbours .venv-neighbours/.neighbours
 	.venv-neighbours/bin/python -m pytest $(PYTEST) tests/neighbours
 
+# With what else it was run, the second table of docs/compatibility.md; `make matrix` does it too.
+rows: $(VENV)/.test
+	$(BIN)/python tests/rows.py
+
+# Those that pyenv keeps are found too. `.ci/in-root make pythons` has 3.14 and 3.15 where the system has none.
 pythons:
-	@for version in 3.10 3.11 3.12 3.13 3.14; do \
-	  command -v python$$version >/dev/null || { echo "python$$version is not installed here: not tested"; continue; }; \
-	  python$$version -c '' 2>/dev/null || { echo "python$$version does not run here: not tested"; continue; }; \
-	  $(MAKE) --no-print-directory test PYTHON=python$$version VENV=.venv-$$version || exit 1; \
+	@for version in 3.10 3.11 3.12 3.13 3.14 3.15; do \
+	  python=$$($(PYTHON) tests/sdk/matrix.py --where $$version) || { echo "Python $$version is not installed here: not tested"; continue; }; \
+	  $(MAKE) --no-print-directory test PYTHON=$$python VENV=.venv-$$version || exit 1; \
 	done
 
 dashboards: $(VENV)/.test

@@ -22,12 +22,20 @@ os.environ["HOPWATCH_BLACKBOX"] = tempfile.mkdtemp(prefix="hopwatch-tests-")
 atexit.register(shutil.rmtree, os.environ["HOPWATCH_BLACKBOX"], ignore_errors=True)
 
 
+@pytest.hookimpl(tryfirst=True)  # also of a test that is skipped then: its row says that it was not run
 def pytest_runtest_setup(item):
     """Note in the report for which row of docs/compatibility.md a test stands, with the releases that it ran with."""
     for mark in item.iter_markers("row"):
         what, which, *distributions = mark.args
-        releases = ", ".join(f"{name} {metadata.version(name)}" for name in distributions)
+        releases = ", ".join(f"{name} {release(name)}" for name in distributions)
         item.user_properties.append(("row", f"{what} | {which} | {releases}"))
+
+
+def release(distribution):
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
 
 
 @pytest.fixture

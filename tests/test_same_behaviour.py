@@ -355,6 +355,18 @@ def has(program, *words):
     return any(word in repr(program) for word in words)
 
 
+@pytest.fixture
+def young():
+    """What there is already is not looked at by the collections of each run, which would take most of the time."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.row("loops and threads", "random programs of asyncio, on its own loop and uvloop's", "uvloop")
+@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("young")
 @pytest.mark.parametrize("make_loop", list(loops()))
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(program=st.lists(steps(), max_size=5))

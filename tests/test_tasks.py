@@ -5,7 +5,6 @@ import contextvars
 import gc
 import sys
 import threading
-import time
 import weakref
 
 import pytest
@@ -14,6 +13,7 @@ import hopwatch
 from hopwatch import process
 from hopwatch.instrument import service, tasks
 from hopwatch.process import current
+from ticking import collect
 
 SENTENCE = "the task was destroyed while pending, for nothing kept a reference to it"
 
@@ -176,7 +176,7 @@ def test_asyncio_still_tells_of_an_exception_that_nobody_retrieved(watching_with
         task = asyncio.create_task(Worker().work())
         await asyncio.wait([task])
         del task
-        gc.collect()
+        collect()
 
     if instrumented:
         with watching_with() as watched:
@@ -194,7 +194,7 @@ def test_an_exception_that_was_retrieved_is_not_told_of_by_asyncio(watched, run)
         asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["message"]))
         with pytest.raises(ValueError, match="no"):
             await asyncio.create_task(Worker().work())
-        gc.collect()
+        collect()
 
     run(main)
     assert told == []
@@ -211,7 +211,7 @@ def test_a_task_that_nobody_keeps_is_abandoned_with_its_place_and_what_it_awaite
         asyncio.create_task(forever())
         line = sys._getframe().f_lineno - 1
         await asyncio.sleep(0)
-        gc.collect()
+        collect()
         watched.tick()
         return line
 
@@ -253,10 +253,7 @@ def test_children_of_a_gather_that_nobody_keeps_are_abandoned_though_asyncio_say
     async def main():
         asyncio.gather(forever(), forever())
         await asyncio.sleep(0)
-        until = time.monotonic() + 30
-        while any(task.get_coro().__name__ == "forever" for task in asyncio.all_tasks()):
-            assert time.monotonic() < until
-            gc.collect()  # it does nothing while another thread collects
+        collect()
         watched.tick()
         assert "forever" not in watched.told()  # asyncio may be just about to tell of them
         watched.tick()
@@ -286,7 +283,7 @@ def test_a_destroyed_task_that_the_exception_handler_keeps_and_that_is_woken_is_
         asyncio.create_task(one())
         await asyncio.sleep(0)
         waited = weakref.ref(future.pop())
-        gc.collect()
+        collect()
         if waited() is not None:
             waited().set_result(None)
         await asyncio.sleep(0)
@@ -332,7 +329,7 @@ def test_a_task_that_ends_while_the_ticker_looks_for_dead_ones_is_not_abandoned(
         await task
         del task
         await asyncio.sleep(0)
-        gc.collect()
+        collect()
         monkeypatch.setattr(watched.ledger, "invisible", lambda: snapshot)
         tasks.look(0)
         monkeypatch.undo()
@@ -404,7 +401,7 @@ def test_a_task_that_ended_just_before_its_loop_was_closed_is_not_abandoned(watc
             loop.run_forever()
         loop.close()
     del made
-    gc.collect()
+    collect()
     assert watched.settled()
     assert watched.told() == {"root": "finished"}
 
@@ -684,7 +681,7 @@ def test_an_async_generator_whose_loop_is_closed_before_it_is_leaves_nothing_ope
     with hopwatch.cascade("root"):
         loop.run_until_complete(main())
         loop.close()
-    gc.collect()
+    collect()
     assert watched.settled()
 
 

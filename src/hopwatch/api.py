@@ -1,4 +1,4 @@
-"""What can an application ask or declare? A cascade of its own, the current hop, what is pending, service loops."""
+"""What can an application ask or declare? To be instrumented, a cascade of its own, the current hop, what is pending, service loops."""
 
 from __future__ import annotations
 
@@ -70,6 +70,29 @@ class Hop:
     name: str
 
 
+def instrument(url: str | None = None, *, service_name: str | None = None) -> None:
+    """Put hopwatch in front of this program, which was started without a launcher.
+
+    Call it once, early. It does not matter whether the libraries are imported before or after, and it imports none of them. A second call changes
+    nothing, nor does one in a program that `hopwatch run` or `opentelemetry-instrument` has started. `OTEL_PYTHON_DISABLED_INSTRUMENTATIONS` is obeyed.
+    In a sub-interpreter it does nothing, and logs a warning.
+
+    Args:
+        url: the collector, as `http://127.0.0.1:4318`. Then OpenTelemetry's SDK is set up, with exporters over HTTP to it and the token that
+            `HOPWATCH_TOKEN_FILE` names. A program that has set up the SDK already keeps its own, and a warning is logged. None: records go wherever
+            the program itself has its providers send them; these may also be set later.
+        service_name: what this agent is called, with `url`. By default that of `OTEL_SERVICE_NAME` or `OTEL_RESOURCE_ATTRIBUTES`, or else of its
+            script or module.
+
+    Raises:
+        ValueError: the URL or the name is none, or the token's file cannot be used.
+        ModuleNotFoundError: a URL is given, and there are no exporters: they come with `pip install 'hopwatch[otlp]'`.
+    """
+    from hopwatch import starting  # noqa: PLC0415 - importing hopwatch costs nothing before
+
+    starting.instrument(url, service_name)
+
+
 class cascade:  # noqa: N801 - used as a function: `with hopwatch.cascade("nightly"):`
     """Declare a root: what is done inside, here and at every agent that it calls, is one cascade.
 
@@ -92,6 +115,8 @@ class cascade:  # noqa: N801 - used as a function: `with hopwatch.cascade("night
 
     def __enter__(self) -> Self:
         try:
+            if hopwatch_process.refused_here():
+                return self
             from hopwatch.telemetry import begin, within  # noqa: PLC0415 - importing hopwatch costs nothing before
 
             try:

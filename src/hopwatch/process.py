@@ -54,6 +54,51 @@ def failed(hook: str) -> None:
         )
 
 
+def main_interpreter() -> bool:
+    """Whether this is the interpreter that Python began with, and no sub-interpreter inside the same process."""
+    global _is_main  # noqa: PLW0603 - it never changes
+    if _is_main is None:
+        try:
+            _is_main = _ask_whether_main()
+        except Exception:  # noqa: BLE001 - another implementation, which then has no sub-interpreters
+            _is_main = True
+    return _is_main
+
+
+def _ask_whether_main() -> bool:
+    import _thread  # noqa: PLC0415
+
+    # The standard library asks so itself from 3.12 on; `concurrent.interpreters`, which is public, came with 3.14.
+    asked = getattr(_thread, "_is_main_interpreter", None)
+    if asked is not None:
+        return bool(asked())
+    import _xxsubinterpreters as interpreters  # type: ignore[import-not-found]  # noqa: PLC0415
+
+    return bool(interpreters.get_current() == interpreters.get_main())
+
+
+_is_main: bool | None = None
+_refused = False
+
+
+def refused_here() -> bool:
+    """Whether hopwatch keeps out of this interpreter, as it does of every sub-interpreter; the first time it is logged.
+
+    Signals, `atexit`, the black box's lock and OpenTelemetry's exporters are the process's, or need threads that a
+    sub-interpreter may not start. So only the main interpreter is accounted for.
+    """
+    global _refused  # noqa: PLW0603 - once is enough
+    if main_interpreter():
+        return False
+    if not _refused:
+        _refused = True
+        logger.warning(
+            "hopwatch: this is a sub-interpreter, and hopwatch instruments the main interpreter only. The program goes on, and "
+            "what runs here is not accounted for."
+        )
+    return True
+
+
 def reason_of(error: BaseException) -> str:
     """An exception in a few words: its own `__str__` may raise, and may give what no exporter can encode.
 

@@ -193,8 +193,14 @@ def main():
     parser.add_argument("releases", nargs="*")
     parser.add_argument("--python", default="")
     parser.add_argument("--again", action="store_true", help="the table from the reports that are there")
+    parser.add_argument(
+        "--where", metavar="VERSION", help="print where this Python is, and end with 1 if it is nowhere"
+    )
     parser.add_argument("--thin", action="store_true", help="0.3.26 and 1.0.0, on this Python")
     options = parser.parse_args()
+    if options.where:
+        found = python_of(options.where)
+        sys.exit(1 if found is None else print(found))
     sys.path.insert(0, str(ROOT / "src"))
     from hopwatch.instrument.a2a_seams import TESTED
 

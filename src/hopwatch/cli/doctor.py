@@ -188,6 +188,15 @@ def _a2a_sdk(sdk: str | None, source: Callable[[], Path | None]) -> Iterator[Fin
     lacking = a2a_seams.missing(where, release) if where is not None else []
     due = sum(seam.is_due(release) for seam in a2a_seams.SEAMS)
     yield from _seams("a2a-sdk", sdk, lacking, due, tested)
+    calls = a2a_seams.folder("grpc")
+    lacking = a2a_seams.missing(calls, (), a2a_seams.CALLS) if calls is not None else []
+    if lacking:
+        yield Finding(
+            "warning", "grpcio's seams",
+            f"this release of grpcio lacks {', '.join(map(str, lacking))}, which hopwatch wraps: of a message that goes out by gRPC"
+            " it is not known who took it",
+            "use a release of grpcio from 1.66 on that is tested, or a newer hopwatch",
+        )  # fmt: skip
 
 
 def _acp(installed: str | None, source: Callable[[], Path | None]) -> Iterator[Finding]:
@@ -231,16 +240,6 @@ def _seams(name: str, installed: str, lacking: Sequence[Seam], due: int, tested:
         + (" ..." if len(lacking) > _LISTED else ""),
         f"use a release that is tested ({tested}), or a newer hopwatch",
     )  # fmt: skip
-
-    calls = a2a_seams.folder("grpc")
-    lacking = a2a_seams.missing(calls, (), a2a_seams.CALLS) if calls is not None else []
-    if lacking:
-        yield Finding(
-            "warning", "grpcio's seams",
-            f"this release of grpcio lacks {', '.join(map(str, lacking))}, which hopwatch wraps: of a message that goes out by gRPC"
-            " it is not known who took it",
-            "use a release of grpcio from 1.66 on that is tested, or a newer hopwatch",
-        )  # fmt: skip
 
 
 def _instrumentors(environment: Mapping[str, str]) -> Iterator[Finding]:

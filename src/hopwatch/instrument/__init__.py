@@ -1,18 +1,92 @@
-"""Which attributes of other people's classes are replaced, and how are they put back?"""
+"""Which attributes of other people's classes are replaced, and how are they put back?
+
+The package has the name of the function `hopwatch.instrument`, and takes its place in `hopwatch` once it is imported. So it
+can be called as the function.
+"""
 
 from __future__ import annotations
 
+import copy
+import inspect
 import sys
+from asyncio import coroutines
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import wrapt
 
+from hopwatch import api
 from hopwatch.process import failed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _ABSENT = object()
+
+
+class _Callable(ModuleType):
+    """This package as the function that has its name."""
+
+    def __call__(self, url: str | None = None, *, service_name: str | None = None) -> None:
+        """As `hopwatch.instrument`."""
+        api.instrument(url, service_name=service_name)
+
+
+sys.modules[__name__].__class__ = _Callable
+
+
+def _be_as(original: Any, replacement: Any) -> None:
+    """Have what hands on a coroutine pass for a coroutine function, if that is what it stands for.
+
+    Mocks with a `spec`, and frameworks that take both kinds, ask for it. `inspect` can be told only from Python 3.12 on, and asyncio before.
+    """
+    try:
+        if not inspect.iscoroutinefunction(original) or inspect.iscoroutinefunction(replacement):
+            return
+        if sys.version_info >= (3, 12):
+            inspect.markcoroutinefunction(replacement)
+        else:
+            replacement._is_coroutine = coroutines._is_coroutine  # type: ignore[attr-defined]  # noqa: SLF001
+    except Exception:  # noqa: BLE001 - it is worth having without
+        failed("instrument.kind")
+
+
+class BoundWrapper(wrapt.BoundFunctionWrapper):  # type: ignore[type-arg]
+    """A method that is wrapped, bound to its object."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """A method; or, as `weakref.WeakMethod` makes one anew, that of a function and its object."""
+        if len(args) == 2:
+            function, instance = args
+            return getattr(instance, function.__name__)
+        return super().__new__(cls, *args, **kwargs)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        if len(args) > 2:
+            super().__init__(*args, **kwargs)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if self._self_instance is None:
+            owner = getattr(self, "_self_owner", None)  # wrapt 2
+            return (getattr, (owner, self.__name__)) if owner is not None else self.__qualname__
+        return getattr, (self._self_instance, self.__name__)
+
+    def __copy__(self) -> Any:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        if self._self_instance is None:
+            return self
+        return getattr(copy.deepcopy(self._self_instance, memo), self.__name__)
+
+    def __repr__(self) -> str:
+        return repr(self.__wrapped__)
+
+
+class Wrapper(wrapt.FunctionWrapper):  # type: ignore[type-arg]
+    """A function that is wrapped, and can be pickled and referred to weakly where the function itself could."""
+
+    __bound_function_wrapper__ = BoundWrapper
 
 
 class Patches:
@@ -41,6 +115,7 @@ class Patches:
         own = vars(owner).get(name, _ABSENT)
         as_it_is = own is not _ABSENT and not (bound and isinstance(own, wrapt.FunctionWrapper))
         replacement = make(own if as_it_is else original)
+        _be_as(original, replacement)
         setattr(owner, name, replacement)
         self._made.append((owner, name, own, replacement))
         return True
@@ -59,9 +134,7 @@ class Patches:
         ) -> Any:
             return wrapped(*args, **kwargs) if self._undone else wrapper(wrapped, instance, args, kwargs)
 
-        return self.replace(
-            owner, name, lambda original: wrapt.FunctionWrapper(original, while_instrumented), bound=False
-        )
+        return self.replace(owner, name, lambda original: Wrapper(original, while_instrumented), bound=False)
 
     def add(self, owner: Any, name: str, value: Any) -> None:
         """Give a class an attribute that it does not have."""

@@ -14,6 +14,7 @@ its last event, not when `execute` returns. A seam that a release lacks is left 
 from __future__ import annotations
 
 import functools
+import gc
 from asyncio import CancelledError, current_task
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Final
@@ -544,6 +545,8 @@ class A2AInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         self._executors: WeakSet[Any] = WeakSet()
         self._calls_grpc = False
         del missing[:]
+        if hopwatch_process.refused_here():
+            return
         try:
             asgi.instrument(self._patches)
             aiohttp_server.instrument(self._patches)
@@ -561,8 +564,11 @@ class A2AInstrumentor(BaseInstrumentor):  # type: ignore[misc]
                 ),
             ):
                 self._patches.when_imported(name, hook)
+            self._handlers: list[type] | None = []
             for name in a2a_seams.modules():
                 self._patches.when_imported(name, functools.partial(self._module, name))
+            self._made_before(self._handlers)
+            self._handlers = None
         except Exception:  # noqa: BLE001 - the launcher would switch every instrumentation off
             failed("a2a.instrument")
 
@@ -607,6 +613,8 @@ class A2AInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         if seam.use in wrappers:
             return patches.wrap(owner, name, wrappers[seam.use](name))
         if seam.use == "handler":
+            if self._handlers is not None:  # its module was there before us
+                self._handlers.append(owner)
             return patches.wrap(owner, name, self._made_handler)
         if seam.use == "grpc":
             return a2a_grpc_server.serve(patches, owner, name)
@@ -634,6 +642,21 @@ class A2AInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         except Exception:  # noqa: BLE001
             failed("a2a.handler")
         return result
+
+    def _made_before(self, classes: list[type]) -> None:
+        """The executors of handlers that the application made before it was instrumented."""
+        found: set[type] = set()
+        while classes:
+            found.update(classes)
+            classes = [below for each in classes for below in type.__subclasses__(each)]
+        for each in gc.get_referrers(*found) if found else ():
+            if type(each) in found:
+                try:
+                    executor = getattr(each, "agent_executor", None)
+                    if executor is not None:  # one that is being made just now has none yet
+                        self._executor(executor)
+                except Exception:  # noqa: BLE001
+                    failed("a2a.handler")
 
     def _executor(self, executor: Any) -> None:
         # `execute` is abstract: what can be wrapped is the class of the executor that the application brings.

@@ -39,6 +39,8 @@ class AsyncioInstrumentor(BaseInstrumentor):  # type: ignore[misc]
 
     def _instrument(self, **_: Any) -> None:
         self._patches = patches = Patches()
+        if hopwatch_process.refused_here():
+            return
         try:
             process = hopwatch_process.here()
             service.configure(process.settings.service_loops)

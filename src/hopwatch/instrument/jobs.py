@@ -217,6 +217,16 @@ def _scheduling(original: Any) -> Any:
     return schedule
 
 
+def _showing(original: Any) -> Any:
+    """`_format_callback_source`: a timer's `repr` shows what the application gave it."""
+
+    @functools.wraps(original)
+    def _format_callback_source(func: Any, *args: Any, **kwargs: Any) -> Any:
+        return original(func.callback if type(func) is _Timed else func, *args, **kwargs)
+
+    return _format_callback_source
+
+
 def look(_: int) -> None:
     """Close what has ended without telling: cancelled timers and threads. Called by the ticker."""
     for key, (entry, reference) in list(_timers.items()):
@@ -283,6 +293,7 @@ def instrument(patches: Patches) -> None:
     patches.replace(concurrent.futures.thread.ThreadPoolExecutor, "submit", _submitting)
     patches.replace(threading.Thread, "start", _starting)
     patches.replace(asyncio.BaseEventLoop, "call_at", _scheduling)
+    patches.replace(asyncio.format_helpers, "_format_callback_source", _showing)  # type: ignore[attr-defined]
     hopwatch_process.on_tick(look)
 
 

@@ -466,6 +466,25 @@ def report(entry: Entry, reason: str) -> None:
         failed("report")
 
 
+def _showing(original: Any) -> Any:
+    """`_future_repr_info`: a task's `repr` lists its done callbacks, and ours is none of the application's."""
+
+    @functools.wraps(original)
+    def _future_repr_info(future: Any) -> Any:
+        words = original(future)
+        try:
+            callbacks = future._callbacks  # noqa: SLF001
+            if callbacks and any(type(each[0]) is TaskNote for each in callbacks):
+                theirs = [each for each in callbacks if type(each[0]) is not TaskNote]
+                at = next(index for index, word in enumerate(words) if word.startswith("cb=["))
+                words[at : at + 1] = [asyncio.base_futures._format_callbacks(theirs)] if theirs else []  # noqa: SLF001
+        except Exception:  # noqa: BLE001
+            failed("task.repr")
+        return words
+
+    return _future_repr_info
+
+
 def instrument(patches: Patches) -> None:
     """Replace what makes tasks, on asyncio's loop and on uvloop's where that is loaded later."""
     loop = asyncio.BaseEventLoop
@@ -473,6 +492,7 @@ def instrument(patches: Patches) -> None:
     patches.replace(loop, "call_exception_handler", _handling)
     patches.replace(loop, "_asyncgen_finalizer_hook", _finalizing)
     patches.replace(loop, "close", _closing)
+    patches.replace(asyncio.base_futures, "_future_repr_info", _showing)
     hopwatch_process.on_tick(look)
 
 

@@ -1,0 +1,116 @@
+"""How does a program put hopwatch in front of itself, without a launcher? `hopwatch.instrument()`."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+from hopwatch.process import failed, logger, refused_here
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+INSTRUMENTORS: Final = {
+    "hopwatch_asyncio": "hopwatch.instrument.asyncio:AsyncioInstrumentor",
+    "hopwatch_a2a": "hopwatch.instrument.a2a:A2AInstrumentor",
+    "hopwatch_acp": "hopwatch.instrument.acp:ACPInstrumentor",
+}
+"""As the launcher finds them by their entry points; a program that was frozen into one file has no such metadata."""
+_exports_to: str | None = None
+"""The collector that this process was told of here."""
+
+
+def instrument(url: str | None, service_name: str | None) -> None:
+    """Do what `hopwatch.instrument` promises."""
+    if url is not None and not re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", url):
+        raise ValueError(f"the collector's address is a URL such as http://127.0.0.1:4318, not {url!r}")
+    if service_name is not None and (not isinstance(service_name, str) or not service_name.strip()):
+        raise ValueError(f"a service's name is a text of at least one character, not {service_name!r}")
+    if refused_here():
+        return
+    if url is not None:
+        _export_to(url.rstrip("/"), service_name)
+    for instrumentor in _wanted():
+        try:
+            # It would warn of a second time, which is none of the application's faults.
+            if not instrumentor.is_instrumented_by_opentelemetry:
+                instrumentor.instrument()
+        except Exception:  # noqa: BLE001 - the application goes on without it
+            failed("instrument")
+
+
+def _wanted() -> Iterator[Any]:
+    disabled = {
+        each.strip() for each in os.environ.get("OTEL_PYTHON_DISABLED_INSTRUMENTATIONS", "").split(",")
+    }
+    if "*" in disabled:
+        return
+    for name, place in INSTRUMENTORS.items():
+        if name not in disabled:
+            module, _, attribute = place.partition(":")
+            yield getattr(import_module(module), attribute)()
+
+
+def _export_to(url: str, service_name: str | None) -> None:
+    """Set up the SDK with exporters to a collector, unless somebody has set it up already."""
+    global _exports_to  # noqa: PLW0603 - a process has one SDK
+    from opentelemetry import trace  # noqa: PLC0415 - only here
+
+    if _exports_to == url:
+        return
+    if not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
+        logger.warning(
+            "hopwatch: this program has an OpenTelemetry SDK already, so its records go where that sends them, and not to %s.",
+            url,
+        )
+        return
+    _exports_to = url
+    headers = _headers()
+    try:
+        from opentelemetry import _logs, metrics  # noqa: PLC0415 - slow to import
+        from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter  # noqa: PLC0415
+        from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter  # noqa: PLC0415
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
+        from opentelemetry.sdk._logs import LoggerProvider  # noqa: PLC0415
+        from opentelemetry.sdk._logs.export import BatchLogRecordProcessor  # noqa: PLC0415
+        from opentelemetry.sdk.metrics import MeterProvider  # noqa: PLC0415
+        from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader  # noqa: PLC0415
+        from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        _exports_to = None
+        raise ModuleNotFoundError(
+            f"{error.name} is not installed, and without it nothing can be sent to {url}. Remedy: pip install 'hopwatch[otlp]'",
+            name=error.name,
+        ) from None
+    resource = _resource(service_name)
+    spans = TracerProvider(resource=resource)
+    spans.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(f"{url}/v1/traces", headers=headers)))
+    trace.set_tracer_provider(spans)
+    logs = LoggerProvider(resource=resource)
+    logs.add_log_record_processor(BatchLogRecordProcessor(OTLPLogExporter(f"{url}/v1/logs", headers=headers)))
+    _logs.set_logger_provider(logs)
+    reader = PeriodicExportingMetricReader(OTLPMetricExporter(f"{url}/v1/metrics", headers=headers))
+    metrics.set_meter_provider(MeterProvider([reader], resource=resource))
+
+
+def _headers() -> dict[str, str]:
+    from hopwatch.tokens import VARIABLE, bearer, read_token  # noqa: PLC0415 - only here
+
+    file = os.environ.get(VARIABLE, "").strip()
+    return {"authorization": bearer(read_token(file))} if file else {}
+
+
+def _resource(service_name: str | None) -> Any:
+    from opentelemetry.sdk.resources import SERVICE_NAME, Resource  # noqa: PLC0415 - slow to import
+
+    from hopwatch.cli.run import service_name as name_of  # noqa: PLC0415
+
+    # What is given here goes before the environment, which the SDK reads by itself.
+    found = Resource.create({SERVICE_NAME: service_name.strip()} if service_name is not None else {})
+    if str(found.attributes.get(SERVICE_NAME, "")).startswith("unknown_service"):
+        found = found.merge(Resource({SERVICE_NAME: name_of(sys.orig_argv)}))
+    return found
