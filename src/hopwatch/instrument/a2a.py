@@ -648,11 +648,14 @@ class A2AInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         found: set[type] = set()
         while classes:
             found.update(classes)
-            classes = [below for each in classes for below in type.__subclasses__(each)]
-        for each in gc.get_referrers(*found) if found else ():
-            if type(each) in found:
+            lower: list[type] = []
+            for each in classes:
+                lower.extend(each.__subclasses__())
+            classes = lower
+        for handler in gc.get_referrers(*found) if found else ():
+            if type(handler) in found:
                 try:
-                    executor = getattr(each, "agent_executor", None)
+                    executor = getattr(handler, "agent_executor", None)
                     if executor is not None:  # one that is being made just now has none yet
                         self._executor(executor)
                 except Exception:  # noqa: BLE001
