@@ -86,15 +86,18 @@ def test_two_releases_understand_each_other_and_their_cascade_settles_over_both(
         answer = asked.stdout.readline()
         assert answer, (tmp_path / "asker.log").read_text()
         assert asked.wait(60) == 0, (tmp_path / "asker.log").read_text()
+        left = serving is here and how == "streamed" and left_behind_of_stream(ENGINES[0], binding)
+        wanted = "stalled" if left else "settled"
         until = time.monotonic() + 60
         seen = {}
         with httpx.Client(base_url=url, timeout=20) as collector:
-            while seen.get("verdict") != "settled":
+            while seen.get("verdict") != wanted:
                 assert time.monotonic() < until, seen
                 for each in collector.get("/api/cascades").raise_for_status().json()["cascades"]:
                     seen = collector.get(f"/api/cascades/{each['cascade']}").raise_for_status().json()
                 time.sleep(0.1)
-        assert sorted((each["agent"], each["kind"]) for each in seen["hops"]) == [
+        told = sorted((each["agent"], each["kind"]) for each in seen["hops"])
+        assert [each for each in told if each != ("agent", "event")] == [
             ("agent", "execution"),
             ("agent", "request"),
             ("asker", "send"),

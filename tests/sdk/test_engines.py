@@ -41,7 +41,7 @@ def run(story):
 def left_behind(engine):
     """What the SDK itself leaves pending for ever of a task that somebody subscribed to, or pushed of: a part of its sentence."""
     if engine == "active" and RELEASE < (1, 2):
-        return "which has left, to acknowledge 1 event from queue"
+        return "which has left, to acknowledge "
     return None
 
 

@@ -140,8 +140,13 @@ def on_the_database(database):
     ("story", "given"), STORIES, ids=[story.__name__.removeprefix("test_") for story, _ in STORIES]
 )
 def test_what_holds_with_tasks_in_memory_holds_with_a_database(story, given, engine, stored):
+    left = test_engines.left_behind(engine) is not None
+    if left and "raises" in story.__name__:
+        pytest.skip(
+            "ci: may be skipped: there the consumer may wait for a subscriber that has left, for ever"
+        )
     # What some releases leave behind of a subscriber is known by how long it takes.
-    stored(patient="subscriber" not in story.__name__)
+    stored(patient=not (left and "subscriber" in story.__name__))
     story(engine=engine, **given)
 
 
