@@ -35,7 +35,7 @@ pytestmark = pytest.mark.usefixtures("a2a_instrumented", "empty")
 
 
 def run(story):
-    asyncio.run(asyncio.wait_for(story(), 60))
+    asyncio.run(asyncio.wait_for(story(), 100))
 
 
 def left_behind(engine):
@@ -69,7 +69,7 @@ async def over(but=None):
 
     Returns whether it is the latter.
     """
-    for _ in range(3000):
+    for _ in range(6000):
         pending = hopwatch.pending()
         if not pending:
             return False
@@ -84,7 +84,7 @@ async def over(but=None):
 
 
 async def until(found):
-    for _ in range(3000):
+    for _ in range(6000):
         if found():
             return
         await asyncio.sleep(0.01)
@@ -552,13 +552,13 @@ def test_with_every_detail_a_push_is_still_the_executions_and_all_of_it_settles(
 
 @pytest.mark.usefixtures("patient")
 @engines
-def test_messages_at_once_are_as_many_cascades_and_all_of_them_settle(engine):
+def test_messages_at_once_are_as_many_cascades_and_all_of_them_settle(engine, many=20):
     async def story():
         async with agent(engine=engine) as there, client(there.url) as peer:
-            await asyncio.gather(*(peer.send(now=bool(number % 2)) for number in range(20)))
+            await asyncio.gather(*(peer.send(now=bool(number % 2)) for number in range(many)))
             await over()
         found = list(cascades().values())
-        assert len(found) == 20
+        assert len(found) == many
         for hops in found:
             assert tree(hops) == MESSAGE
             assert hop(hops, "execution").task_state == "TASK_STATE_COMPLETED"

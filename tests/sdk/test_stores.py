@@ -45,7 +45,7 @@ STORIES = [
     (test_engines.test_an_execution_that_raises_has_failed, {"unread": 0}),
     (test_engines.test_a_task_that_is_cancelled_leaves_nothing_behind, {"binding": "JSONRPC"}),
     (test_engines.test_a_subscriber_who_reads_to_the_end_is_two_hops_of_its_own, {"binding": "JSONRPC"}),
-    (test_engines.test_messages_at_once_are_as_many_cascades_and_all_of_them_settle, {}),
+    (test_engines.test_messages_at_once_are_as_many_cascades_and_all_of_them_settle, {"many": 6}),
 ]
 
 
@@ -83,9 +83,13 @@ def stored(database, monkeypatch):
 async def locked(database, *, and_cut=False):
     """Somebody else keeps tasks from being written; and, where PostgreSQL is asked to, cuts the connection of who waits for that."""
     if database.startswith("sqlite"):
-        connection = sqlite3.connect(database.partition("///")[2], timeout=60, isolation_level=None)
-        connection.execute("BEGIN IMMEDIATE")
+        connection = sqlite3.connect(database.partition("///")[2], timeout=0, isolation_level=None)
         try:
+            while not connection.in_transaction:
+                # Whoever writes at this moment needs the loop to come to its end.
+                with contextlib.suppress(sqlite3.OperationalError):
+                    connection.execute("BEGIN IMMEDIATE")
+                await asyncio.sleep(0.01)
             yield
         finally:
             connection.close()
@@ -154,7 +158,7 @@ def test_what_holds_with_tasks_in_memory_holds_with_a_database(story, given, eng
 @databases
 def test_messages_that_wait_for_one_connection_each_keep_their_hops(engine, stored):
     stored(pool_size=1, max_overflow=0)
-    test_engines.test_messages_at_once_are_as_many_cascades_and_all_of_them_settle(engine=engine)
+    test_engines.test_messages_at_once_are_as_many_cascades_and_all_of_them_settle(engine=engine, many=6)
 
 
 @contextlib.asynccontextmanager
@@ -223,7 +227,7 @@ def test_a_store_that_fails_leaves_its_task_stranded_or_its_events_unread_and_sa
                 await until(lambda: "an event whose reader has ended" in str(hopwatch.pending()))
             elif RELEASE >= (1, 2):  # before, the consumer swallows what was wrong, or waits for its producer
                 await until(lambda: [each for each in told("event") if wrong in (each.reason or "")])
-            assert {each.task_state for each in told("execution")} == {"TASK_STATE_WORKING"}
+            assert "TASK_STATE_COMPLETED" not in {each.task_state for each in told("execution")}
             assert verdict(only_cascade()).verdict != "settled"
 
     run(story)
