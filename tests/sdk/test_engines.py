@@ -552,7 +552,11 @@ def test_with_every_detail_a_push_is_still_the_executions_and_all_of_it_settles(
 
 @pytest.mark.usefixtures("patient")
 @engines
-def test_messages_at_once_are_as_many_cascades_and_all_of_them_settle(engine, many=20):
+def test_messages_at_once_are_as_many_cascades_and_all_of_them_settle(engine):
+    at_once(engine, 20)
+
+
+def at_once(engine, many):
     async def story():
         async with agent(engine=engine) as there, client(there.url) as peer:
             await asyncio.gather(*(peer.send(now=bool(number % 2)) for number in range(many)))
