@@ -58,7 +58,6 @@ bench: $(VENV)/.test
 	$(BIN)/python benchmarks/asyncio_hooks.py
 	$(BIN)/python benchmarks/blackbox.py
 	$(BIN)/python benchmarks/a2a_messages.py
-	$(BIN)/python benchmarks/a2a_messages.py --binding grpc
 	$(BIN)/python benchmarks/cascades.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/collector.py

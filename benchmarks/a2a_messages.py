@@ -1,9 +1,10 @@
-"""What does hopwatch cost a message? Blocking sends on loopback, bare and instrumented, in one run.
+"""What does hopwatch cost a message? Blocking sends on loopback with each engine and binding, bare and instrumented, in one run.
 
-    python benchmarks/a2a_messages.py [--rounds 9] [--count 150] [--binding jsonrpc|rest|grpc]
+    python benchmarks/a2a_messages.py [--rounds 5] [--count 100] [--binding jsonrpc|rest|grpc] [--engine active|legacy]
 
-A client and a server process for each variant; in each round every variant sends `--count` messages one after the
-other. Prints the median over the rounds of the time of a round trip.
+A client and a server process for each variant, which all engines and bindings share; in each round every variant sends `--count`
+messages one after the other, by each binding to each engine. Prints the medians over the rounds: of the time of a round trip, and of the
+CPU that both processes used for it.
 """
 
 from __future__ import annotations
@@ -22,120 +23,147 @@ from variants import cpu, environment, variants
 
 from hopwatch.demo import run as demo
 
-sys.path.insert(0, str(demo.AGENTS))
-CONTRIB = {
-    "JSONRPC": ("httpx", "starlette", "asyncio"),
-    "HTTP+JSON": ("httpx", "starlette", "asyncio"),
-    "GRPC": ("grpc_aio_client", "grpc_aio_server", "asyncio"),
-}
+AGENT = Path(__file__).with_name("messages_agent.py")
+CONTRIB = ("httpx", "starlette", "grpc_aio_client", "grpc_aio_server", "asyncio")
 """The other instrumentations of the same calls."""
+ENGINES = ("active", "legacy")
 
 
-def client(url: str, binding: str) -> None:
-    """Send as many messages as a line of standard input says, and print the seconds a round trip took."""
+def client() -> None:
+    """Of each line of standard input, `binding URL count`, send as many messages, and print the seconds a round trip took."""
     import grpc
     import httpx
     from a2a.client import ClientConfig, ClientFactory
     from a2a.helpers import new_text_message
     from a2a.types.a2a_pb2 import AgentCapabilities, AgentCard, AgentInterface, Role, SendMessageRequest
 
-    card = AgentCard(
-        name="peer",
-        supported_interfaces=[
-            AgentInterface(
-                url={"JSONRPC": f"{url}/", "HTTP+JSON": f"{url}/rest"}.get(binding, url),
-                protocol_binding=binding,
-                protocol_version="1.0",
-            )
-        ],
-        capabilities=AgentCapabilities(streaming=False),
-    )
-
     async def run() -> None:
+        agents = {}
         async with httpx.AsyncClient(timeout=30) as http:
-            config = ClientConfig(
-                httpx_client=http,
-                grpc_channel_factory=grpc.aio.insecure_channel,
-                streaming=False,
-                supported_protocol_bindings=[binding],
-            )
-            agent = ClientFactory(config).create(card)
             for line in sys.stdin:
-                count = int(line)
+                binding, url, count = line.split()
+                if url not in agents:
+                    card = AgentCard(
+                        name="peer",
+                        supported_interfaces=[
+                            AgentInterface(url=url, protocol_binding=binding, protocol_version="1.0")
+                        ],
+                        capabilities=AgentCapabilities(streaming=False),
+                    )
+                    config = ClientConfig(
+                        httpx_client=http,
+                        grpc_channel_factory=grpc.aio.insecure_channel,
+                        streaming=False,
+                        supported_protocol_bindings=[binding],
+                    )
+                    agents[url] = ClientFactory(config).create(card)
                 began = time.perf_counter()
-                for number in range(count):
+                for number in range(int(count)):
                     request = SendMessageRequest(
                         message=new_text_message(f"do the thing {number}", role=Role.ROLE_USER)
                     )
-                    async for _ in agent.send_message(request):
+                    async for _ in agents[url].send_message(request):
                         pass
-                print((time.perf_counter() - began) / count, flush=True)
-            await agent.close()
+                print((time.perf_counter() - began) / int(count), flush=True)
+            for agent in agents.values():
+                await agent.close()
 
     asyncio.run(run())
 
 
+class Variant:
+    """A client and a server, with one instrumentation."""
+
+    def __init__(self, cast, endpoint, title, command, extra) -> None:
+        ports = demo.free_ports(3)
+        told = environment("worker", endpoint, **extra) if extra is not None else {}
+        name = f"worker {title}"
+        self.server = cast.start(name, [*command, str(AGENT), *map(str, ports)], told).pid
+        demo.wait_for_card(cast, name, ports[0], time.monotonic() + 60)
+        http, *grpc_ports = ports
+        self.urls = {}
+        for engine, prefix, port in zip(ENGINES, ("", "/legacy"), grpc_ports, strict=True):
+            self.urls[engine, "jsonrpc"] = f"http://127.0.0.1:{http}{prefix}/"
+            self.urls[engine, "rest"] = f"http://127.0.0.1:{http}{prefix}/rest"
+            self.urls[engine, "grpc"] = f"127.0.0.1:{port}"
+        told = environment("client", endpoint, **extra) if extra is not None else {}
+        self.client = subprocess.Popen(
+            [*command, __file__, "--client"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **told},
+        )  # fmt: skip
+
+    def send(self, engine: str, binding: str, count: int) -> tuple[float, float]:
+        """Seconds that a round trip took, and of CPU that it cost."""
+        before = cpu(self.client.pid) + cpu(self.server)
+        self.client.stdin.write(f"{demo.BINDINGS[binding]} {self.urls[engine, binding]} {count}\n")
+        self.client.stdin.flush()
+        took = float(self.client.stdout.readline())
+        return took, (cpu(self.client.pid) + cpu(self.server) - before) / count
+
+    def end(self) -> None:
+        self.client.stdin.close()
+        self.client.wait(20)
+
+
+def table(measured, titles, what: str, number: int) -> str:
+    """Ratios to what is bare, as Markdown."""
+    lines = [f"| {what} | " + " | ".join(titles) + " |", "|---" * (1 + len(titles)) + "|"]
+    for (engine, binding), by_title in measured.items():
+        medians = {
+            title: statistics.median(each[number] for each in pairs) for title, pairs in by_title.items()
+        }
+        bare = medians.get("bare", float("nan"))
+        cells = [
+            f"{medians[title] * 1000:.2f} ms" if title == "bare" else f"{medians[title] / bare:.2f} x"
+            for title in titles
+        ]
+        lines.append(f"| {engine}, {binding} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--count", type=int, default=150)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--variant", action="append", default=[])
-    parser.add_argument("--binding", choices=demo.BINDINGS, default="jsonrpc")
-    parser.add_argument("--client", help=argparse.SUPPRESS)
+    parser.add_argument("--binding", action="append", choices=demo.BINDINGS)
+    parser.add_argument("--engine", action="append", choices=ENGINES)
+    parser.add_argument("--client", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    binding = demo.BINDINGS[options.binding]
     if options.client:
-        client(options.client, binding)
+        client()
         return
-    clients: dict[str, subprocess.Popen[str]] = {}
-    times: dict[str, list[float]] = {}
-    costs: dict[str, list[float]] = {}
-    servers: dict[str, int] = {}
+    began, load = time.monotonic(), os.getloadavg()[0]
+    places = [
+        (engine, binding)
+        for engine in options.engine or ENGINES
+        for binding in options.binding or demo.BINDINGS
+    ]
+    measured: dict[tuple[str, str], dict[str, list[tuple[float, float]]]] = {place: {} for place in places}
+    made: dict[str, Variant] = {}
     with tempfile.TemporaryDirectory() as folder:
         cast = demo.Cast(Path(folder))
         try:
             endpoint = demo.start_collector(cast)
-            for title, (command, extra) in variants(options.variant, CONTRIB[binding]).items():
-                port, grpc_port = demo.free_ports(2)
-                takes_grpc = ["--grpc-port", str(grpc_port)] if binding == "GRPC" else []
-                to = f"127.0.0.1:{grpc_port}" if takes_grpc else f"http://127.0.0.1:{port}"
-                told = environment("worker", endpoint, **extra) if extra is not None else {}
-                servers[title] = cast.start(
-                    f"worker {title}",
-                    [*command, str(demo.AGENTS / "worker.py"), "--port", str(port), *takes_grpc],
-                    told,
-                ).pid
-                demo.wait_for_card(cast, f"worker {title}", port, time.monotonic() + 60)
-                told = environment("client", endpoint, **extra) if extra is not None else {}
-                clients[title] = subprocess.Popen(
-                    [*command, __file__, "--client", to, "--binding", options.binding],
-                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **told},
-                )  # fmt: skip
+            for title, (command, extra) in variants(options.variant, CONTRIB).items():
+                made[title] = Variant(cast, endpoint, title, command, extra)
             for number in range(options.rounds + 1):
-                for title, process in clients.items():
-                    before = cpu(process.pid) + cpu(servers[title])
-                    process.stdin.write(f"{options.count}\n")
-                    process.stdin.flush()
-                    took = float(process.stdout.readline())
-                    if number:  # the first round warms up
-                        times.setdefault(title, []).append(took)
-                        used = cpu(process.pid) + cpu(servers[title]) - before
-                        costs.setdefault(title, []).append(used / options.count)
+                for place in places:
+                    for title, variant in made.items():
+                        # The first round warms up.
+                        found = variant.send(*place, options.count if number else max(options.count // 4, 1))
+                        if number:
+                            measured[place].setdefault(title, []).append(found)
         finally:
-            for process in clients.values():
-                process.stdin.close()
-                process.wait(20)
+            for variant in made.values():
+                variant.end()
             cast.end()
     print(
-        f"Python {sys.version.split()[0]}, {options.count} blocking sends by {options.binding} a round, median of {options.rounds} rounds"
+        f"Python {sys.version.split()[0]}, {os.cpu_count()} cores, load {load:.1f} before: {options.count} blocking sends a round,"
+        f" median of {options.rounds} rounds, {time.monotonic() - began:.0f} s\n"
     )
-    bare, bare_cost = (statistics.median(each.get("bare") or [float("nan")]) for each in (times, costs))
-    for title, each in times.items():
-        took, cost = statistics.median(each), statistics.median(costs[title])
-        print(
-            f"{title:36} {took * 1000:7.3f} ms a round trip {took / bare:5.3f} x   "
-            f"{cost * 1000:7.3f} ms of CPU in both processes {cost / bare_cost:5.3f} x"
-        )
+    print(table(measured, list(made), "a round trip", 0), "\n")
+    print(table(measured, list(made), "CPU of client and server", 1))
 
 
 if __name__ == "__main__":

@@ -29,26 +29,32 @@ def spanned(name: str, kind: trace.SpanKind, method: object) -> object:
     return call
 
 
-def main() -> None:
-    from a2a.client.transports.grpc import GrpcTransport
-    from a2a.client.transports.jsonrpc import JsonRpcTransport
-    from a2a.client.transports.rest import RestTransport
-    from a2a.server.request_handlers.default_request_handler_v2 import DefaultRequestHandlerV2
-
-    for transport in (JsonRpcTransport, RestTransport, GrpcTransport):
-        transport.send_message = spanned("send", trace.SpanKind.CLIENT, transport.send_message)
-    DefaultRequestHandlerV2.on_message_send = spanned(
-        "request", trace.SpanKind.SERVER, DefaultRequestHandlerV2.on_message_send
-    )
-    made = DefaultRequestHandlerV2.__init__
+def spanning_the_executor(made: object, executors: set[type]) -> object:
+    """A handler's `__init__`, after which its executor's `execute` has a span around it; once for each class."""
 
     @functools.wraps(made)
     def with_executor(self: object, *args: object, **kwargs: object) -> None:
         made(self, *args, **kwargs)
         owner = type(self.agent_executor)
-        owner.execute = spanned("execution", trace.SpanKind.INTERNAL, owner.execute)
+        if owner not in executors:
+            executors.add(owner)
+            owner.execute = spanned("execution", trace.SpanKind.INTERNAL, owner.execute)
 
-    DefaultRequestHandlerV2.__init__ = with_executor
+    return with_executor
+
+
+def main() -> None:
+    from a2a.client.transports.grpc import GrpcTransport
+    from a2a.client.transports.jsonrpc import JsonRpcTransport
+    from a2a.client.transports.rest import RestTransport
+    from a2a.server.request_handlers import DefaultRequestHandler, LegacyRequestHandler
+
+    for transport in (JsonRpcTransport, RestTransport, GrpcTransport):
+        transport.send_message = spanned("send", trace.SpanKind.CLIENT, transport.send_message)
+    executors: set[type] = set()
+    for handler in (DefaultRequestHandler, LegacyRequestHandler):
+        handler.on_message_send = spanned("request", trace.SpanKind.SERVER, handler.on_message_send)
+        handler.__init__ = spanning_the_executor(handler.__init__, executors)
     sys.argv = sys.argv[1:]
     sys.path.insert(0, str(Path(sys.argv[0]).parent))
     runpy.run_path(sys.argv[0], run_name="__main__")

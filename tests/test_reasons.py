@@ -1,9 +1,12 @@
 """What of an exception goes into a record as the reason?"""
 
+import sqlite3
+
 import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy.exc import OperationalError
 
 from hopwatch.process import reason_of, without_url_secrets
 
@@ -36,6 +39,13 @@ def test_what_httpx_says_of_a_refused_request_shows_no_secret_of_its_url(
     reason = reason_of(ValueError(before + str(raised.value)))
     assert "zq" not in reason
     assert len(reason) <= 200
+
+
+def test_what_sqlalchemy_says_of_a_statement_shows_neither_it_nor_its_parameters():
+    error = OperationalError(
+        "UPDATE tasks SET status=?", ("what a user wrote",), sqlite3.OperationalError("database is locked")
+    )
+    assert reason_of(error) == "OperationalError: (sqlite3.OperationalError) database is locked"
 
 
 def test_a_text_of_any_length_takes_no_time():

@@ -7,6 +7,7 @@ from hopwatch.ledger import Ledger
 from hopwatch.records import (
     MAX_WAITS,
     RecordError,
+    end_attributes,
     open_attributes,
     read_heartbeat,
     read_hop,
@@ -69,6 +70,29 @@ def test_a_marker_needs_the_hop_that_it_tells_of():
     with pytest.raises(RecordError, match="parent span"):
         read(marker)
     assert read(marker, parent="2" * 16).id == "2" * 16
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_the_state_that_was_stored_last_counts_whichever_record_comes_first(first):
+    """A store may be slow: an execution is looked at after its own work is over, and before its last event is stored."""
+
+    ledger = Ledger(Nobody())
+    ran = ledger.open("execution", "work", None)
+    ran.set(names.A2A_TASK_ID, "t")
+    ran.set(names.A2A_TASK_STATE, "TASK_STATE_WORKING")
+    ledger.hold(ran)
+    ran.finish()
+    marker = open_attributes(ran, "a" * 16, None, moves=True)
+    ran.set(names.A2A_TASK_STATE, "TASK_STATE_INPUT_REQUIRED")
+    ledger.unhold(ran)
+    end = end_attributes(ran, "a" * 16)
+    told = [
+        read(marker, start=ran.done + 1_000, end=ran.done + 1_000, parent="1" * 16),
+        read(end, start=ran.started, end=ran.done),
+    ]
+    hop = told.pop(first)
+    hop.merge(told.pop())
+    assert (hop.task_state, hop.outcome) == ("TASK_STATE_INPUT_REQUIRED", "finished")
 
 
 def test_a_description_that_was_cut_on_its_way_does_not_lose_the_marker():

@@ -206,6 +206,9 @@ def open_attributes(
     out[names.HOP_NAME] = entry.name
     out[names.HOP_STARTED] = entry.started
     out[names.HOP_MOVES] = moves
+    if entry.done is not None and out.get(names.A2A_TASK_STATE) not in names.TERMINAL_STATES:
+        # The end says when this was, before what is looked at now: of two states that are not terminal its own must prevail.
+        out.pop(names.A2A_TASK_STATE, None)
     if waits is not None:
         out[names.HOP_WAITS] = waits_text(waits)
     return out

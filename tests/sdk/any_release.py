@@ -157,10 +157,10 @@ class Agent:
 
 
 @contextlib.asynccontextmanager
-async def agent(work=complete, *routes, engine=ENGINES[0], binding="JSONRPC", compat=False, patience=20):
+async def agent(work=complete, *routes, engine=ENGINES[0], binding="JSONRPC", compat=False, patience=60):
     """An agent that does `work` in each execution, with further routes of its own; `patience` is how long its pushes wait."""
     async with (
-        httpx.AsyncClient(timeout=httpx.Timeout(20, read=patience)) as http,
+        httpx.AsyncClient(timeout=httpx.Timeout(60, read=patience)) as http,
         stores() as (tasks, configs),
     ):
         executor = Executor(work)
@@ -268,7 +268,7 @@ class Client:
 
 
 @contextlib.asynccontextmanager
-async def client(url, *, binding="JSONRPC", streaming=False, timeout=20, version="1.0"):
+async def client(url, *, binding="JSONRPC", streaming=False, timeout=60, version="1.0"):
     async with httpx.AsyncClient(timeout=timeout) as http:
         config = ClientConfig(
             httpx_client=http,

@@ -40,6 +40,13 @@ STORIES = {
     "cancel": "test_a_task_that_is_cancelled",
     "subscribe": "test_a_subscriber_who_reads",
     "caller leaves": "test_a_caller_who_leaves",
+    "webhooks": ("test_each_of_several_webhooks", "test_a_webhook_that"),
+    "stores": (
+        "test_what_holds_with_tasks_in_memory",
+        "test_messages_that_wait_for_one_connection",
+        "test_a_database_that_is_slow",
+        "test_a_store_that_fails",
+    ),
     "0.3 and 1.0": "test_a_client_that_speaks_the_older_protocol",
     "with 0.3.26": "test_two_releases_understand",
     "lost work": ("test_the_task_that_reads_on", "test_a_subscriber_that_"),

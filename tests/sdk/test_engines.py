@@ -35,14 +35,33 @@ pytestmark = pytest.mark.usefixtures("a2a_instrumented", "empty")
 
 
 def run(story):
-    asyncio.run(asyncio.wait_for(story(), 60))
+    asyncio.run(asyncio.wait_for(story(), 100))
 
 
 def left_behind(engine):
     """What the SDK itself leaves pending for ever of a task that somebody subscribed to, or pushed of: a part of its sentence."""
     if engine == "active" and RELEASE < (1, 2):
-        return "which has left, to acknowledge 1 event from queue"
+        return "which has left, to acknowledge "
     return None
+
+
+def left_behind_of_stream(engine, binding):
+    """The same of a message whose events are streamed."""
+    return left_behind(engine) if binding == "GRPC" else None
+
+
+@pytest.fixture
+def patient(monkeypatch):
+    """What takes long on a busy machine is not shown for it."""
+    monkeypatch.setenv("HOPWATCH_REVEAL_AFTER", "3600")
+    fresh()
+
+
+@pytest.fixture
+def rather_patient(engine, request):
+    """The same, but where the SDK leaves something behind: that is known by how long it takes."""
+    if left_behind(engine) is None:
+        request.getfixturevalue("patient")
 
 
 async def over(but=None):
@@ -50,7 +69,7 @@ async def over(but=None):
 
     Returns whether it is the latter.
     """
-    for _ in range(3000):
+    for _ in range(6000):
         pending = hopwatch.pending()
         if not pending:
             return False
@@ -65,7 +84,7 @@ async def over(but=None):
 
 
 async def until(found):
-    for _ in range(3000):
+    for _ in range(6000):
         if found():
             return
         await asyncio.sleep(0.01)
@@ -109,6 +128,7 @@ def test_this_release_has_every_seam_that_it_ought_to_have():
     assert missing == []
 
 
+@pytest.mark.usefixtures("patient")
 @engines
 @bindings
 def test_a_blocking_message_is_a_send_a_request_and_an_execution(engine, binding):
@@ -130,6 +150,7 @@ def test_a_blocking_message_is_a_send_a_request_and_an_execution(engine, binding
     run(story)
 
 
+@pytest.mark.usefixtures("rather_patient")
 @engines
 @bindings
 def test_a_streamed_message_is_the_same_three_hops(engine, binding):
@@ -139,7 +160,8 @@ def test_a_streamed_message_is_the_same_three_hops(engine, binding):
             client(there.url, binding=binding, streaming=True) as peer,
         ):
             assert len(await peer.send()) == 4
-            await over()
+            if await over(left_behind_of_stream(engine, binding)):
+                return
         hops = only_cascade()
         assert tree(hops) == MESSAGE
         assert len(ended()) == 3
@@ -192,6 +214,7 @@ def test_what_is_answered_at_once_is_three_hops_however_long_it_takes_and_each_p
     run(story)
 
 
+@pytest.mark.usefixtures("rather_patient")
 @engines
 @bindings
 def test_each_of_several_webhooks_of_a_task_gets_every_push_and_each_is_two_hops(engine, binding):
@@ -439,6 +462,7 @@ def test_a_task_that_is_cancelled_leaves_nothing_behind(engine, binding):
     run(story)
 
 
+@pytest.mark.usefixtures("rather_patient")
 @engines
 @bindings
 def test_a_subscriber_who_reads_to_the_end_is_two_hops_of_its_own(engine, binding):
@@ -526,14 +550,19 @@ def test_with_every_detail_a_push_is_still_the_executions_and_all_of_it_settles(
     run(story)
 
 
+@pytest.mark.usefixtures("patient")
 @engines
 def test_messages_at_once_are_as_many_cascades_and_all_of_them_settle(engine):
+    at_once(engine, 20)
+
+
+def at_once(engine, many):
     async def story():
         async with agent(engine=engine) as there, client(there.url) as peer:
-            await asyncio.gather(*(peer.send(now=bool(number % 2)) for number in range(20)))
+            await asyncio.gather(*(peer.send(now=bool(number % 2)) for number in range(many)))
             await over()
         found = list(cascades().values())
-        assert len(found) == 20
+        assert len(found) == many
         for hops in found:
             assert tree(hops) == MESSAGE
             assert hop(hops, "execution").task_state == "TASK_STATE_COMPLETED"
