@@ -22,15 +22,18 @@ INSTALLED = {
 HEALTHY = {
     "OTEL_SERVICE_NAME": "worker",
     "OTEL_INSTRUMENTATION_A2A_SDK_ENABLED": "false",
-    "HOPWATCH_BLACKBOX": os.environ["HOPWATCH_BLACKBOX"],
 }
 
 
 @pytest.fixture
-def look(collector):
+def look(collector, tmp_path_factory):
+    folder = str(
+        tmp_path_factory.mktemp("boxes")
+    )  # not the one of all tests, where some leave the boxes of what they killed
+
     def look(*, installed=INSTALLED, listening=True, source=lambda: None, **variables):
         return examine(
-            {**HEALTHY, **variables},
+            {**HEALTHY, "HOPWATCH_BLACKBOX": folder, **variables},
             collector.url,
             version=installed.get,
             connect=lambda host, port: None if listening else "refused",
