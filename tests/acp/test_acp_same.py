@@ -299,3 +299,40 @@ def test_a_connection_goes_on_after_the_instrumentation_is_taken_out():
 
     assert asyncio.run(main()) == "end_turn"
     assert agent.seen == ["initialize", ("go", {"mine": 1})]
+
+
+# What doctor says ------------------------------------------------------------------------------------------------------
+
+
+def findings(version, source):
+    from hopwatch.cli.doctor import _acp
+
+    return {each.subject: (each.level, each.text) for each in _acp(version, source)}
+
+
+def test_doctor_says_which_release_is_there_and_that_child_processes_get_no_settings():
+    found = findings(".".join(map(str, HERE)), acp_seams.folder)
+    assert found["agent-client-protocol"][0] == "ok"
+    assert "spawn_agent_process" in found["agent-client-protocol's children"][1]
+    assert "agent-client-protocol's seams" not in found
+    assert findings(None, lambda: None)["agent-client-protocol"] == (
+        "note",
+        "agent-client-protocol is not installed",
+    )
+
+
+@pytest.mark.parametrize(
+    ("version", "level"), [("0.7.1", "warning"), ("0.9.0", "note"), ("0.12.9", "note"), ("1.0.0", "warning")]
+)
+def test_doctor_names_what_a_release_lacks_that_nobody_knows(version, level, tmp_path):
+    (tmp_path / "acp" / "task").mkdir(parents=True)
+    (tmp_path / "acp" / "connection.py").write_text(
+        "class Connection:\n    async def send_request(self, method, params=None): ...\n"
+    )
+    found = findings(version, lambda: tmp_path)
+    assert found["agent-client-protocol"][0] == level
+    said, text = found["agent-client-protocol's seams"]
+    assert said == "warning"
+    assert "acp.connection.Connection.send_notification" in text
+    assert "Connection.send_request" not in text
+    assert "sends, requests, connections that nobody closes are accounted for in part" in text
