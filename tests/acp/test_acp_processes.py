@@ -188,7 +188,7 @@ def test_an_agent_without_hopwatch_is_served_as_before_where_nothing_is_injected
 
 def test_an_editor_without_hopwatch_is_asked_as_before(stage):
     command = [sys.executable, str(HERE / "editor.py"), "go", *launcher(), *PLAIN[1:]]
-    program = stage.start("editor", *command, AGENT_NAME="worker", HOPWATCH_ACP_INJECT="false")
+    program = stage.start("editor", *command, AGENT_NAME="worker")
     assert program.stdout.readline() == "end_turn ['I begin', '/notes', 'what stands in /notes']\n", (
         stage.log("editor")
     )

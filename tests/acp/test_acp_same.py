@@ -223,7 +223,7 @@ async def play(steps):
     return sorted(map(repr, log)), client.seen, agent.seen
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.lists(st.sampled_from(STEPS), max_size=6))
 def test_a_client_and_an_agent_see_the_same_with_us_as_without(steps):
     with warnings.catch_warnings():

@@ -178,7 +178,7 @@ def _open_send(
             return None, args, kwargs
         entry.instance_of = message
         connected.describe(entry)
-        if process.settings.acp_inject:
+        if process.settings.acp_inject and connected.takes_keys:
             carrying = acp_wire.carrying(params, entry)
             if carrying is not None:
                 message.injected = True
@@ -279,6 +279,7 @@ class Served(asgi.Exchange):
                 connected.peer = "instrumented"
             elif not notifies:
                 connected.plain += 1
+                connected.traces = connected.traces or bool(found)
             if self.path == "initialize":
                 connected.is_called(message.get("params"), "clientInfo")
 
