@@ -573,6 +573,20 @@ def test_what_looks_like_a_hop_and_is_none_does_no_harm(meta):
     assert len(cascades()) == 1
 
 
+def test_a_method_and_a_session_that_no_exporter_can_encode_are_shown_as_far_as_they_can_be():
+    agent = Agent()
+
+    async def main():
+        async with asked(agent) as peer:
+            await peer.ask("_tool\ud800" + "x" * 1000, {"sessionId": "s\udfff"})
+
+    run(main)
+    assert agent.seen == [("tool\ud800" + "x" * 1000, {"sessionId": "s\udfff"})]
+    ((hop,),) = [hops.values() for hops in cascades().values()]
+    assert hop.name == "_tool?" + "x" * 194
+    assert hop.attributes["gen_ai.conversation.id"] == "s?"
+
+
 def test_all_seams_of_the_release_that_is_installed_were_found():
     assert instrumentation.missing == []
     assert names.ACKNOWLEDGEMENT_HEADER == "hopwatch-hop"

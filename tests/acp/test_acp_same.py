@@ -6,6 +6,8 @@ import subprocess
 import sys
 import types
 import warnings
+from importlib import metadata
+from pathlib import Path
 
 import acp.connection
 import acp.router
@@ -25,6 +27,7 @@ from hopwatch.instrument import acp_seams
 from hopwatch.instrument.acp import ACPInstrumentor
 from hopwatch.instrument.asyncio import AsyncioInstrumentor
 
+PLUGIN = "hopwatch.pytest_plugin"
 HERE = acp_seams.installed()
 DUE = [seam for seam in acp_seams.SEAMS if seam.is_due(HERE)]
 
@@ -336,3 +339,32 @@ def test_doctor_names_what_a_release_lacks_that_nobody_knows(version, level, tmp
     assert "acp.connection.Connection.send_notification" in text
     assert "Connection.send_request" not in text
     assert "sends, requests, connections that nobody closes are accounted for in part" in text
+
+
+# What the pytest plugin says -------------------------------------------------------------------------------------------
+
+
+def test_a_test_that_does_not_close_its_connection_is_told_of_the_loops_that_it_leaves(tmp_path):
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    (tmp_path / "test_it.py").write_text(
+        "import asyncio, acp, sys\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from any_acp import Client, streams\n"
+        "def test_it():\n"
+        "    async def main():\n"
+        "        here, there = await streams()\n"
+        "        acp.connect_to_agent(Client(), *here)\n"
+        "        await asyncio.sleep(0)\n"
+        "    asyncio.run(main())\n"
+    )
+    plugin = (
+        []
+        if any(point.value == PLUGIN for point in metadata.entry_points(group="pytest11"))
+        else ["-p", PLUGIN]
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", *plugin, "-p", "no:asyncio", "-p", "no:cacheprovider", "-W", "ignore", str(tmp_path)],
+        capture_output=True, text=True, timeout=100, check=False, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stdout
+    assert "acp.Sender.loop" in done.stdout

@@ -309,8 +309,8 @@ def _address_of(connection: Any) -> tuple[str, int]:
             return str(socket[0]), int(socket[1])
     except Exception:  # noqa: BLE001 - a transport of the application's own
         failed("acp.address")
-        return "a transport", 0
-    return ("stdio", 0) if writer is not None else ("a transport", 0)
+        return "the other side", 0
+    return ("stdio", 0) if writer is not None else ("the other side", 0)
 
 
 def _in_child() -> None:
