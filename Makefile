@@ -77,7 +77,7 @@ format: $(VENV)/.lint
 
 matrix: $(VENV)/.test
 	$(BIN)/python tests/sdk/matrix.py $(MATRIX)
-	$(BIN)/python tests/acp/matrix.py $(filter --thin --again,$(MATRIX))
+	$(if $(filter-out --thin --again,$(MATRIX)),,$(BIN)/python tests/acp/matrix.py $(MATRIX))
 	$(if $(MATRIX),,$(BIN)/python tests/rows.py)
 
 neighbours:

@@ -153,7 +153,11 @@ def main():
     results, left_out = {}, []
     for release, version in plan:
         if options.again:
-            results[release, version] = told(ROOT / f".venv-acp-{release}-{version}" / "report.xml")
+            report = ROOT / f".venv-acp-{release}-{version}" / "report.xml"
+            if report.exists():
+                results[release, version] = told(report)
+            else:
+                left_out.append(f"{release} on Python {version} was not run here.")
             continue
         python = sys.executable if version == here else sdk.python_of(version)
         if python is None:
@@ -165,9 +169,9 @@ def main():
         print(
             f"agent-client-protocol {release}, Python {version}: {time.monotonic() - began:.0f} s", flush=True
         )
-    text = table(results)
-    print(text, *left_out, sep="\n")
-    if whole and not left_out:
+    text = "\n\n".join([table(results), *left_out])
+    print(text)
+    if whole and (options.again or not left_out):
         page = sdk.TABLE.read_text()
         before, _, rest = page.partition(BEGIN)
         sdk.TABLE.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.partition(END)[2]}")

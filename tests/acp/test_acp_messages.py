@@ -466,11 +466,31 @@ def test_what_an_agent_sends_to_a_client_that_carries_nothing_is_settled_up_to_i
     async def main():
         async with asked(Agent(work)) as peer:
             await peer.ask("session/prompt", {"sessionId": "s-1", "prompt": [{"type": "text", "text": "go"}]})
+            # A client in Python may have handlers that take no more than they name.
+            (update,) = [each for each in peer.wire if each.get("method") == "session/update"]
+            assert "_meta" not in update["params"]
 
     run(main)
     hops = only_cascade()
     assert tree(hops) == [("request", [("send", [])])]
     assert (verdict(hops).verdict, verdict(hops).opaque) == ("settled", ["stdio"])
+
+
+def test_a_client_that_carries_keys_of_another_instrumentation_is_sent_some():
+    async def work(agent, session, words):
+        await say(agent, session, "one")
+
+    async def main():
+        async with asked(Agent(work)) as peer:
+            prompt = {"sessionId": "s-1", "prompt": [{"type": "text", "text": "go"}]}
+            await peer.ask(
+                "session/prompt", {**prompt, "_meta": {"traceparent": f"00-{'c' * 32}-{'d' * 16}-01"}}
+            )
+            (update,) = [each for each in peer.wire if each.get("method") == "session/update"]
+            assert update["params"]["_meta"]["traceparent"].startswith(f"00-{'c' * 32}-")
+
+    run(main)
+    assert verdict(cascades()["c" * 32]).opaque == ["stdio"]
 
 
 def test_what_a_peer_that_carries_nothing_asks_while_it_works_on_a_prompt_belongs_to_that_prompt():
@@ -551,6 +571,20 @@ def test_what_looks_like_a_hop_and_is_none_does_no_harm(meta):
     answer = asyncio.run(main())
     assert answer["result"]["method"] == "tool"
     assert len(cascades()) == 1
+
+
+def test_a_method_and_a_session_that_no_exporter_can_encode_are_shown_as_far_as_they_can_be():
+    agent = Agent()
+
+    async def main():
+        async with asked(agent) as peer:
+            await peer.ask("_tool\ud800" + "x" * 1000, {"sessionId": "s\udfff"})
+
+    run(main)
+    assert agent.seen == [("tool\ud800" + "x" * 1000, {"sessionId": "s\udfff"})]
+    ((hop,),) = [hops.values() for hops in cascades().values()]
+    assert hop.name == "_tool?" + "x" * 194
+    assert hop.attributes["gen_ai.conversation.id"] == "s?"
 
 
 def test_all_seams_of_the_release_that_is_installed_were_found():

@@ -6,6 +6,8 @@ import subprocess
 import sys
 import types
 import warnings
+from importlib import metadata
+from pathlib import Path
 
 import acp.connection
 import acp.router
@@ -25,6 +27,7 @@ from hopwatch.instrument import acp_seams
 from hopwatch.instrument.acp import ACPInstrumentor
 from hopwatch.instrument.asyncio import AsyncioInstrumentor
 
+PLUGIN = "hopwatch.pytest_plugin"
 HERE = acp_seams.installed()
 DUE = [seam for seam in acp_seams.SEAMS if seam.is_due(HERE)]
 
@@ -223,7 +226,7 @@ async def play(steps):
     return sorted(map(repr, log)), client.seen, agent.seen
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.lists(st.sampled_from(STEPS), max_size=6))
 def test_a_client_and_an_agent_see_the_same_with_us_as_without(steps):
     with warnings.catch_warnings():
@@ -299,3 +302,69 @@ def test_a_connection_goes_on_after_the_instrumentation_is_taken_out():
 
     assert asyncio.run(main()) == "end_turn"
     assert agent.seen == ["initialize", ("go", {"mine": 1})]
+
+
+# What doctor says ------------------------------------------------------------------------------------------------------
+
+
+def findings(version, source):
+    from hopwatch.cli.doctor import _acp
+
+    return {each.subject: (each.level, each.text) for each in _acp(version, source)}
+
+
+def test_doctor_says_which_release_is_there_and_that_child_processes_get_no_settings():
+    found = findings(".".join(map(str, HERE)), acp_seams.folder)
+    assert found["agent-client-protocol"][0] == "ok"
+    assert "spawn_agent_process" in found["agent-client-protocol's children"][1]
+    assert "agent-client-protocol's seams" not in found
+    assert findings(None, lambda: None)["agent-client-protocol"] == (
+        "note",
+        "agent-client-protocol is not installed",
+    )
+
+
+@pytest.mark.parametrize(
+    ("version", "level"), [("0.7.1", "warning"), ("0.9.0", "note"), ("0.12.9", "note"), ("1.0.0", "warning")]
+)
+def test_doctor_names_what_a_release_lacks_that_nobody_knows(version, level, tmp_path):
+    (tmp_path / "acp" / "task").mkdir(parents=True)
+    (tmp_path / "acp" / "connection.py").write_text(
+        "class Connection:\n    async def send_request(self, method, params=None): ...\n"
+    )
+    found = findings(version, lambda: tmp_path)
+    assert found["agent-client-protocol"][0] == level
+    said, text = found["agent-client-protocol's seams"]
+    assert said == "warning"
+    assert "acp.connection.Connection.send_notification" in text
+    assert "Connection.send_request" not in text
+    assert "sends, requests, connections that nobody closes are accounted for in part" in text
+
+
+# What the pytest plugin says -------------------------------------------------------------------------------------------
+
+
+def test_a_test_that_does_not_close_its_connection_is_told_of_the_loops_that_it_leaves(tmp_path):
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    (tmp_path / "test_it.py").write_text(
+        "import asyncio, acp, sys\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from any_acp import Client, streams\n"
+        "def test_it():\n"
+        "    async def main():\n"
+        "        here, there = await streams()\n"
+        "        acp.connect_to_agent(Client(), *here)\n"
+        "        await asyncio.sleep(0)\n"
+        "    asyncio.run(main())\n"
+    )
+    plugin = (
+        []
+        if any(point.value == PLUGIN for point in metadata.entry_points(group="pytest11"))
+        else ["-p", PLUGIN]
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", *plugin, "-p", "no:asyncio", "-p", "no:cacheprovider", "-W", "ignore", str(tmp_path)],
+        capture_output=True, text=True, timeout=100, check=False, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stdout
+    assert "acp.Sender.loop" in done.stdout

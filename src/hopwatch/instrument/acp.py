@@ -25,7 +25,7 @@ from hopwatch import attributes as names
 from hopwatch import orphans, propagation, telemetry
 from hopwatch import process as hopwatch_process
 from hopwatch.instrument import Patches, acp_links, acp_seams, acp_wire, asgi, http_client, queues
-from hopwatch.process import current, failed, reason_of
+from hopwatch.process import current, encodable, failed, reason_of
 from hopwatch.telemetry import HopSpan, begin, within
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ class Message:
             entry.set(names.PEER, "unknown")
             entry.reason = UNANSWERED
         if self.code is not None:
-            entry.set(names.RPC_STATUS_CODE, str(self.code)[:20])
+            entry.set(names.RPC_STATUS_CODE, _shown(self.code))
         if error is None:
             entry.finish()
         elif isinstance(error, GeneratorExit):
@@ -149,6 +149,11 @@ def _lost(hook: str) -> None:
         hop.ledger.lose(hop)
 
 
+def _shown(value: Any) -> str:
+    """What a message says, as a record may carry it: whoever sent it may have put anything there."""
+    return encodable(str(value)[:200])
+
+
 def _open_send(
     connection: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, notifies: bool
 ) -> tuple[Entry | None, tuple[Any, ...], dict[str, Any]]:
@@ -157,7 +162,7 @@ def _open_send(
     try:
         method = args[0] if args else kwargs["method"]
         params = args[1] if len(args) > 1 else kwargs.get("params")
-        name = method if isinstance(method, str) else type(method).__name__
+        name = _shown(method)
         connected = acp_links.of(connection)
         message = Message(connected, name, notifies=notifies)
         attributes: dict[str, Any] = {names.RPC_SYSTEM: names.JSONRPC, names.RPC_METHOD: name}
@@ -178,7 +183,7 @@ def _open_send(
             return None, args, kwargs
         entry.instance_of = message
         connected.describe(entry)
-        if process.settings.acp_inject:
+        if process.settings.acp_inject and connected.takes_keys:
             carrying = acp_wire.carrying(params, entry)
             if carrying is not None:
                 message.injected = True
@@ -279,6 +284,7 @@ class Served(asgi.Exchange):
                 connected.peer = "instrumented"
             elif not notifies:
                 connected.plain += 1
+                connected.traces = connected.traces or bool(found)
             if self.path == "initialize":
                 connected.is_called(message.get("params"), "clientInfo")
 
@@ -299,7 +305,8 @@ class Served(asgi.Exchange):
                 came.finish()
 
     def _open(self) -> None:
-        attributes: dict[str, Any] = {names.RPC_SYSTEM: names.JSONRPC, names.RPC_METHOD: self.path}
+        name = _shown(self.path)
+        attributes: dict[str, Any] = {names.RPC_SYSTEM: names.JSONRPC, names.RPC_METHOD: name}
         if self.session is not None:
             attributes[names.GEN_AI_CONVERSATION_ID] = self.session
         parent = None
@@ -323,7 +330,7 @@ class Served(asgi.Exchange):
         entry = begin(
             hopwatch_process.here(),
             "request",
-            self.path,
+            name,
             parent,
             carrier=self.carrier,
             attributes=attributes,
@@ -380,11 +387,11 @@ class Served(asgi.Exchange):
             entry.finish("cancelled", "its connection was closed")
             return
         if self.code is not None:
-            entry.set(names.RPC_STATUS_CODE, str(self.code)[:20])
+            entry.set(names.RPC_STATUS_CODE, _shown(self.code))
         if raised is not None or error is not None:
             entry.set(names.ERROR_TYPE, type(raised or error).__name__)
         if self.code is not None:
-            entry.finish("failed", f"answered {str(self.code)[:20]}")
+            entry.finish("failed", f"answered {_shown(self.code)}")
         elif raised is not None or error is not None:
             entry.finish("failed", type(raised or error).__name__)
         else:

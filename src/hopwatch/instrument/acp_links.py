@@ -80,7 +80,7 @@ class Connected:
     """What is known of one connection; of the connection itself nothing is kept."""
 
     __slots__ = (
-        "__weakref__", "asked", "at", "closing", "coming", "how", "loops", "name", "owner", "peer", "plain", "port", "reading", "told", "where", "works",
+        "__weakref__", "asked", "at", "closing", "coming", "how", "loops", "name", "owner", "peer", "plain", "port", "reading", "told", "traces", "where", "works",
     )  # fmt: skip
 
     def __init__(self, connection: Any) -> None:
@@ -88,6 +88,8 @@ class Connected:
         """`instrumented` or `opaque`, as far as its answers and messages have shown."""
         self.plain = 0
         """How many requests of it carried no hop."""
+        self.traces = False
+        """Whether any of them carried keys for tracing all the same."""
         self.name: str | None = None
         """What it calls itself."""
         self.asked: dict[Any, tuple[Any, Entry]] = {}
@@ -113,6 +115,11 @@ class Connected:
     def brings_nothing(self) -> bool:
         """Whether the peer asks without saying for which hop: nothing of ours is there, or it is told to carry nothing."""
         return self.plain > 0 and self.peer is None
+
+    @property
+    def takes_keys(self) -> bool:
+        """Whether the peer may be sent keys for tracing. A handler in Python without hopwatch may take none: who asks without any gets none."""
+        return not self.brings_nothing or self.traces
 
     def is_called(self, says: Any, key: str) -> None:
         """Note what the peer calls itself when a connection begins."""
@@ -302,8 +309,8 @@ def _address_of(connection: Any) -> tuple[str, int]:
             return str(socket[0]), int(socket[1])
     except Exception:  # noqa: BLE001 - a transport of the application's own
         failed("acp.address")
-        return "a transport", 0
-    return ("stdio", 0) if writer is not None else ("a transport", 0)
+        return "the other side", 0
+    return ("stdio", 0) if writer is not None else ("the other side", 0)
 
 
 def _in_child() -> None:

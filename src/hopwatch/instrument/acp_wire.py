@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from hopwatch import attributes as names
 from hopwatch import propagation
+from hopwatch.process import encodable
 
 if TYPE_CHECKING:
     from hopwatch.ledger import Entry
@@ -106,7 +107,7 @@ def acknowledgement_in(message: dict[str, Any]) -> str | None:
 def session_in(params: Any) -> str | None:
     """The session that a message is about."""
     session = params.get("sessionId") if isinstance(params, dict) else None
-    return session[:200] if isinstance(session, str) and session else None
+    return encodable(session[:200]) if isinstance(session, str) and session else None
 
 
 def _propagates_baggage() -> bool:

@@ -387,7 +387,9 @@ def _is_no_work(task: Any) -> bool:
     code, frame = getattr(coro, "cr_code", None), getattr(coro, "cr_frame", None)
     if code is None or frame is None:
         return False
-    return bool(_tools["is_service"](code, frame.f_globals.get("__name__", ""), coro.__qualname__))
+    module = frame.f_globals.get("__name__", "")
+    # A connection of the Agent Client Protocol is somebody's, who has to close it: its loops are no cascade's work, and left all the same.
+    return not module.startswith("acp.") and bool(_tools["is_service"](code, module, coro.__qualname__))
 
 
 def _is_ending(task: Any) -> bool:
