@@ -648,7 +648,10 @@ class A2AInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         found: set[type] = set()
         while classes:
             found.update(classes)
-            classes = [below for each in classes for below in each.__subclasses__()]
+            below: list[type] = []
+            for owner in classes:
+                below.extend(owner.__subclasses__())
+            classes = below
         for each in gc.get_referrers(*found) if found else ():
             if type(each) in found:
                 try:
