@@ -66,8 +66,8 @@ def _export_to(url: str, service_name: str | None) -> None:
             url,
         )
         return
-    _exports_to = url
     headers = _headers()
+    _exports_to = url
     try:
         from opentelemetry import _logs, metrics  # noqa: PLC0415 - slow to import
         from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter  # noqa: PLC0415
