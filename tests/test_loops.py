@@ -389,6 +389,6 @@ def test_a_job_in_another_interpreter_holds_its_hop_until_it_is_done(tmp_path):
         """)
     )
     done = subprocess.run(
-        [sys.executable, str(program)], capture_output=True, text=True, timeout=100, check=False
+        [sys.executable, str(program)], capture_output=True, text=True, timeout=110, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -28,7 +28,7 @@ def told(tmp_path):
             ],
             env={**os.environ, "PYTHONPATH": f"{rows.ROOT / 'tests'}:{rows.ROOT / 'src'}"},
             capture_output=True,
-            timeout=100,
+            timeout=110,
             check=False,
         )
         return rows.told(report)

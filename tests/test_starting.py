@@ -23,7 +23,7 @@ def in_a_new_process(source, **environment):
         env={**kept, **environment},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=110,
         check=False,
     )
     assert done.returncode == 0, done.stderr
