@@ -174,7 +174,12 @@ async def bounded(how):
                 ),
             ],
         ),
-        pytest.param("anyio", marks=of_asyncio("`anyio.fail_after`")),
+        pytest.param(
+            "anyio",
+            marks=pytest.mark.row(
+                WHAT, "`anyio.fail_after`, on asyncio's loop and uvloop's", "anyio", "uvloop"
+            ),
+        ),
     ],
 )
 def test_a_timeout_ends_what_it_bounds_and_leaves_nothing_open(watched, run, how):

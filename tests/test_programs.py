@@ -230,7 +230,7 @@ WAYS = [
                 }[how]
                 + {
                     "before": ", before the libraries are imported",
-                    "after": ", after it",
+                    "after": ", after the libraries are imported",
                     "last": ", when its handler, application and client are made",
                 }[when],
                 "a2a-sdk",
