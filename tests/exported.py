@@ -41,7 +41,7 @@ def ours():
     ]
 
 
-def ended():
+def ends():
     """Those of hops that have ended, without markers of what was open meanwhile."""
     return [span for span in ours() if span.attributes[names.RECORD] == names.RECORD_END]
 

@@ -8,6 +8,7 @@ names. A test that failed makes the command end with 1, and nothing is written. 
 """
 
 import argparse
+import re
 import subprocess
 import sys
 import time
@@ -57,7 +58,9 @@ def cell(outcomes):
     if count["failed"]:
         return f"**{count['failed']} of {len(outcomes)} failed**"
     if not count["passed"]:
-        reasons = sorted({why.removeprefix("Skipped: ") for _, why in outcomes})
+        reasons = sorted(
+            {re.sub(r"(; )?ci: may be skipped", "", why.removeprefix("Skipped: ")) for _, why in outcomes}
+        )
         return f"not run: {'; '.join(reasons)}"
     return f"{count['passed']} passed" + (f", {count['skipped']} not run" if count["skipped"] else "")
 
@@ -112,7 +115,7 @@ def main():
     elif not REPORT.exists():
         sys.exit(f"There is no report of a run: {REPORT.name} is missing.")
     rows = told(REPORT)
-    text = table(rows)
+    text = f"{table(rows)}\n\nRun on Python {'{}.{}'.format(*sys.version_info)}."
     print(text)
     print(f"{len(rows)} rows, {time.monotonic() - began:.0f} s")
     wrong = list(problems(rows))

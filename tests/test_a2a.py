@@ -37,7 +37,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 import hopwatch
-from exported import cascades, ended, exporter, only_cascade, others, ours, tree, verdict
+from exported import cascades, ends, exporter, only_cascade, others, ours, tree, verdict
 from hopwatch import attributes as names
 from hopwatch import process
 from hopwatch.instrument.a2a import A2AInstrumentor, missing
@@ -171,7 +171,7 @@ def test_a_blocking_message_is_a_send_a_request_and_an_execution(binding):
             await over()
         hops = only_cascade()
         assert tree(hops) == MESSAGE
-        assert len(ended()) == 3
+        assert len(ends()) == 3
         send, served_, ran = hop(hops, "send"), hop(hops, "request"), hop(hops, "execution")
         assert (send.name, served_.name, ran.name) == ("SendMessage", "SendMessage", "Executor.execute")
         assert send.peer == "instrumented"
@@ -182,7 +182,7 @@ def test_a_blocking_message_is_a_send_a_request_and_an_execution(binding):
         assert ran.task_state == send.task_state == "TASK_STATE_COMPLETED"
         assert ran.attributes["gen_ai.conversation.id"] == answer.task.context_id
         assert ran.location.split()[0].rpartition("/")[2].startswith("test_a2a.py:")
-        kinds = {span.attributes[names.HOP_KIND]: span.kind.name for span in ours()}
+        kinds = {span.attributes[names.HOP_KIND]: span.kind.name for span in ends()}
         assert kinds == {"send": "CLIENT", "request": "SERVER", "execution": "INTERNAL"}
         assert verdict(hops).verdict == "settled"
 
@@ -241,7 +241,7 @@ def test_each_push_is_two_hops_below_the_execution_and_acknowledged_by_its_webho
         hops = only_cascade()
         push = ("push", [("webhook", [])])
         assert tree(hops) == [("send", [("request", [("execution", [push, push, push, push])])])]
-        assert len(ended()) == 3 + 2 * 4
+        assert len(ends()) == 3 + 2 * 4
         states = [
             each.task_state
             for each in sorted(hops.values(), key=lambda each: each.started)
@@ -249,7 +249,7 @@ def test_each_push_is_two_hops_below_the_execution_and_acknowledged_by_its_webho
         ]
         assert states == ["TASK_STATE_SUBMITTED", "TASK_STATE_WORKING", None, "TASK_STATE_COMPLETED"]
         assert not any(each.late for each in hops.values())
-        for span in ours():
+        for span in ends():
             if span.attributes[names.HOP_KIND] == "webhook":
                 assert span.kind.name == "CONSUMER"
                 assert [f"{link.context.span_id:016x}" for link in span.links] == [
@@ -475,7 +475,7 @@ def test_a_task_that_asks_for_input_waits_and_the_next_message_finishes_it_with_
         assert len(both) == 2
         earlier = hop(first, "execution").id
         (second,) = [hops for hops in both.values() if earlier not in hops]
-        (span,) = [each for each in ours() if f"{each.context.span_id:016x}" == hop(second, "execution").id]
+        (span,) = [each for each in ends() if f"{each.context.span_id:016x}" == hop(second, "execution").id]
         assert [f"{link.context.span_id:016x}" for link in span.links] == [earlier]
         assert verdict(second).verdict == "settled"
 
@@ -588,7 +588,7 @@ def test_beside_other_instrumentations_every_hop_keeps_its_place():
             assert [span.name for span in contrib if span.kind.name == "SERVER"] == ["POST /"]
             # The HTTP spans stand between ours: the request's span has contrib's client span as its parent.
             by_id = {span.context.span_id: span for span in exporter.get_finished_spans()}
-            (served_,) = [span for span in ours() if span.attributes[names.HOP_KIND] == "request"]
+            (served_,) = [span for span in ends() if span.attributes[names.HOP_KIND] == "request"]
             assert (
                 by_id[served_.parent.span_id].instrumentation_scope.name
                 == "opentelemetry.instrumentation.httpx"

@@ -45,7 +45,7 @@ from starlette.routing import Route
 
 import hopwatch
 import test_a2a
-from exported import cascades, exporter, fresh, only_cascade, others, ours, tree, verdict
+from exported import cascades, ends, exporter, fresh, only_cascade, others, tree, verdict
 from hopwatch import attributes as names
 from hopwatch import process, propagation, telemetry
 from hopwatch.instrument import Patches, a2a_grpc, a2a_grpc_server, a2a_seams, http_client
@@ -129,11 +129,6 @@ async def client(address, *, streaming=False, polling=False, version="1.0", chan
         yield peer
     finally:
         await peer.close()
-
-
-def ends():
-    """The spans of the hops themselves; there may be markers besides, where the machine is slow."""
-    return [each for each in ours() if each.attributes[names.RECORD] == "end"]
 
 
 def span_of(kind):

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.timeout(600)
+
 LAUNCHER = str(Path(sys.executable).with_name("opentelemetry-instrument"))
 WARNING = (
     "hopwatch WARNING hopwatch: this is a sub-interpreter, and hopwatch instruments the main interpreter only. "
@@ -134,20 +136,28 @@ def played(tmp_path, how):
         env={**kept, **told},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=250,
         check=False,
     )
     return done.returncode, done.stdout, done.stderr
 
 
-@pytest.mark.row("loops and threads", "sub-interpreters: left alone, with a word in the log")
-@pytest.mark.parametrize("how", ["in code", "by hand", "by the launcher"])
-def test_a_sub_interpreter_runs_as_it_does_without_us_and_the_log_says_that_it_is_left_alone(tmp_path, how):
-    code, out, err = played(tmp_path, "bare")
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory):
+    """What the program does without us."""
+    code, out, err = played(tmp_path_factory.mktemp("bare"), "bare")
     assert (code, err) == (0, ""), err
     assert out.splitlines() == ["[2, 1]", "True", "[2, 1]", "True", "outside", "[2, 1]", "True", "over"]
+    return out
+
+
+@pytest.mark.row("loops and threads", "sub-interpreters: left alone, with a word in the log")
+@pytest.mark.parametrize("how", ["in code", "by hand", "by the launcher"])
+def test_a_sub_interpreter_runs_as_it_does_without_us_and_the_log_says_that_it_is_left_alone(
+    tmp_path, bare, how
+):
     with_us = played(tmp_path, how)
-    assert with_us[:2] == (0, out), with_us
+    assert with_us[:2] == (0, bare), with_us
     warned = with_us[2].splitlines()
     # Once in each of the three, however often it is asked. The launcher comes before the program has set up its log.
     assert warned.count(WARNING) == (0 if how == "by the launcher" else 3), warned

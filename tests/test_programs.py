@@ -15,7 +15,7 @@ import pytest
 
 from collector.telling import collector
 
-pytestmark = [pytest.mark.processes, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(480)]
 
 BIN = Path(sys.executable).parent
 LIBRARIES = "httpx, starlette.applications, uvicorn, a2a.client, a2a.server.request_handlers"
@@ -195,14 +195,14 @@ def known(running):
     return {row["cascade"] for row in running.get("/api/cascades?limit=1000")["cascades"]}
 
 
-def told_of(running, before, *, within=60):
-    """The cascade that was not there before, once nothing of it is on its way any more."""
+def told_of(running, before, *, within=120):
+    """The cascade that was not there before, once its verdict is final: on a slow machine it may be silent for a while."""
     until = time.monotonic() + within
     while True:
         rows = [
             row for row in running.get("/api/cascades?limit=1000")["cascades"] if row["cascade"] not in before
         ]
-        if rows and rows[0]["verdict"] not in ("in_flight", "unknown"):
+        if rows and rows[0]["verdict"] in ("settled", "stranded", "broken"):
             return running.get(f"/api/cascades/{rows[0]['cascade']}")
         assert time.monotonic() < until, [running.get(f"/api/cascades/{row['cascade']}") for row in rows]
         time.sleep(0.05)
@@ -230,7 +230,7 @@ WAYS = [
                 }[how]
                 + {
                     "before": ", before the libraries are imported",
-                    "after": ", after it",
+                    "after": ", after the libraries are imported",
                     "last": ", when its handler, application and client are made",
                 }[when],
                 "a2a-sdk",
@@ -250,7 +250,7 @@ def test_a_message_is_three_hops_and_settled_however_hopwatch_was_put_in_front(r
         url = desk.stdout.readline().strip()
         assert url, desk.stderr.read()
         with started(how, when, running, tmp_path / "user", "user", ASKS, url) as user:
-            out, err = user.communicate(timeout=90)
+            out, err = user.communicate(timeout=200)
         assert (user.returncode, out) == (0, "3\n"), err
         cascade = told_of(running, before)
         agents = sorted(agent["name"] for agent in cascade["agents"])

@@ -6,12 +6,9 @@ import os
 import re
 import sys
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from hopwatch.process import failed, logger, refused_here
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 INSTRUMENTORS: Final = {
     "hopwatch_asyncio": "hopwatch.instrument.asyncio:AsyncioInstrumentor",
@@ -33,8 +30,10 @@ def instrument(url: str | None, service_name: str | None) -> None:
         return
     if url is not None:
         _export_to(url.rstrip("/"), service_name)
-    for instrumentor in _wanted():
+    for place in _wanted():
         try:
+            module, _, attribute = place.partition(":")
+            instrumentor = getattr(import_module(module), attribute)()
             # It would warn of a second time, which is none of the application's faults.
             if not instrumentor.is_instrumented_by_opentelemetry:
                 instrumentor.instrument()
@@ -42,16 +41,11 @@ def instrument(url: str | None, service_name: str | None) -> None:
             failed("instrument")
 
 
-def _wanted() -> Iterator[Any]:
-    disabled = {
-        each.strip() for each in os.environ.get("OTEL_PYTHON_DISABLED_INSTRUMENTATIONS", "").split(",")
-    }
-    if "*" in disabled:
-        return
-    for name, place in INSTRUMENTORS.items():
-        if name not in disabled:
-            module, _, attribute = place.partition(":")
-            yield getattr(import_module(module), attribute)()
+def _wanted() -> list[str]:
+    """Where the instrumentors are that the environment does not disable, as the launcher understands it."""
+    text = os.environ.get("OTEL_PYTHON_DISABLED_INSTRUMENTATIONS", "")
+    disabled = {each.strip() for each in text.split(",")}
+    return [place for name, place in INSTRUMENTORS.items() if not disabled & {name, "*"}]
 
 
 def _export_to(url: str, service_name: str | None) -> None:
@@ -67,8 +61,8 @@ def _export_to(url: str, service_name: str | None) -> None:
             url,
         )
         return
-    _exports_to = url
     headers = _headers()
+    _exports_to = url
     try:
         from opentelemetry import _logs, metrics  # noqa: PLC0415 - slow to import
         from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter  # noqa: PLC0415

@@ -15,6 +15,10 @@ async def poll(every: float) -> None:
     await asyncio.sleep(every)
 
 
+hopwatch.instrument()
+hopwatch.instrument("http://127.0.0.1:4318", service_name="worker")
+
+
 async def ask() -> None:
     """Use everything once."""
     async with hopwatch.cascade("nightly") as root:

@@ -53,6 +53,7 @@ class AsyncioInstrumentor(BaseInstrumentor):  # type: ignore[misc]
             deadlocks.instrument(patches)
             for name, hook in (
                 ("uvloop", self._uvloop),
+                ("anyio._backends._asyncio", lambda module: tasks.instrument_anyio(patches, module)),
                 ("culsans", lambda module: queue_patches.instrument_culsans(patches, module.Queue)),
                 ("concurrent.futures.process", lambda module: jobs.instrument_processes(patches, module)),
             ):

@@ -45,7 +45,13 @@ _WRAPPERS: Final = {
     "hopwatch.instrument.acp": "wrapped",
 }
 """Modules whose coroutines stand for another one, and the local variable that holds it."""
-_TRANSPARENT: Final = (f"{os.sep}opentelemetry{os.sep}instrumentation{os.sep}", f"{os.sep}wrapt{os.sep}")
+_ANYIO_HANDLES: Final = "anyio._core._tasks"
+"""Where anyio (4.16) has the coroutine that runs what its task groups are given: without looking behind it all of them had one name."""
+_TRANSPARENT: Final = (
+    f"{os.sep}opentelemetry{os.sep}instrumentation{os.sep}",
+    f"{os.sep}wrapt{os.sep}",
+    f"{os.sep}anyio{os.sep}",
+)
 _SDK_LOOPS: Final = frozenset(
     {"ActiveTask._run_producer", "ActiveTask._run_consumer", "EventQueueSource._dispatch_loop"}
 )
@@ -241,7 +247,10 @@ def _judge(coro: Any) -> tuple[bool, str]:
                 return False, name
             module = frame.f_globals.get("__name__", "")
             wrapped = _WRAPPERS.get(module)
-            inner = frame.f_locals.get(wrapped) if wrapped is not None else None
+            if module == _ANYIO_HANDLES:
+                inner = _handled(coro)
+            else:
+                inner = frame.f_locals.get(wrapped) if wrapped is not None else None
             if inner is None:
                 return is_service(code, module, name) or _is_decorated_service(coro, code, name), name
             if not hasattr(inner, "cr_frame"):
@@ -255,6 +264,22 @@ def _judge(coro: Any) -> tuple[bool, str]:
     return False, name
 
 
+def _locals(coro: Any) -> list[Any]:
+    """What the frame of a coroutine refers to. Not `f_locals`, which up to Python 3.12 keeps what is in it alive as long as the frame."""
+    found = gc.get_referents(coro)
+    if sys.version_info < (3, 11):
+        found = gc.get_referents(*(each for each in found if isinstance(each, FrameType)))
+    return found
+
+
+def _handled(coro: Any) -> Any:
+    """The coroutine that the application gave to a task group of anyio (4.16), which runs it by a handle."""
+    for each in _locals(coro):
+        if type(each).__module__ == _ANYIO_HANDLES:
+            return getattr(each, "_coro", None)
+    return None
+
+
 def _is_decorated_service(coro: Any, code: Any, name: str) -> bool:
     """Whether a decorator's coroutine, which goes by the name of what it decorates, closes over a service loop.
 
@@ -262,11 +287,7 @@ def _is_decorated_service(coro: Any, code: Any, name: str) -> bool:
     """
     if own_name(code, name):
         return False
-    # Not f_locals, which up to Python 3.12 keeps what is in it alive as long as the frame.
-    found = gc.get_referents(coro)
-    if sys.version_info < (3, 11):
-        found = gc.get_referents(*(each for each in found if isinstance(each, FrameType)))
-    for each in found:
+    for each in _locals(coro):
         value = each.cell_contents if isinstance(each, CellType) else each
         if getattr(value, "__qualname__", None) == name and callable(value):
             inner = getattr(inspect.unwrap(value), "__code__", None)
@@ -354,6 +375,59 @@ def _finalizing(original: Any) -> Any:
         return result
 
     return _asyncgen_finalizer_hook
+
+
+def _spawning(module: Any) -> Any:
+    """`TaskGroup._spawn` of anyio, which makes its tasks past the loop where asyncio's factory for eager tasks is set: they are never eager."""
+
+    def make(original: Any) -> Any:
+        @functools.wraps(original)
+        def _spawn(self: Any, *args: Any, **kwargs: Any) -> Any:
+            hop, before = _get(), None
+            try:
+                if hop is not None:
+                    factory = asyncio.get_running_loop().get_task_factory()
+                    eager = getattr(module, "_eager_task_factory_code", None)
+                    if eager is not None and getattr(factory, "__code__", None) is eager:
+                        before = set(self._tasks)
+            except Exception:  # noqa: BLE001
+                failed("anyio.spawn")
+            result = original(self, *args, **kwargs)
+            if hop is not None and before is not None:
+                try:
+                    for task in self._tasks - before:
+                        service, what = _judge(task.get_coro())
+                        if not service and not (
+                            hop.ledger.size >= hop.ledger.capacity and hop.ledger.full(hop)
+                        ):
+                            _note(hop, task, what, _call_site(_getframe(1)))
+                except Exception:  # noqa: BLE001
+                    failed("anyio.spawn")
+                    _lose(hop, None)
+            return result
+
+        return _spawn
+
+    return make
+
+
+def _note(hop: Entry, task: Any, what: str, frame: Any) -> None:
+    """Count a task as `create_task` does, which has all of this within itself."""
+    ledger = hop.ledger
+    note = _new(TaskNote)
+    note.parent = hop
+    note.started = time_ns()
+    note.runner = ref(task)
+    note.what = what
+    note.code = frame.f_code
+    note.offset = frame.f_lasti
+    note.entry = None
+    ledger.size += 1
+    live: Any = hop.live
+    live.add(note)
+    if hop.closed or ledger.everything:
+        set_location(ledger.reveal(note))
+    task.add_done_callback(note)
 
 
 def _closed(entry: Entry, outcome: Outcome) -> None:
@@ -494,6 +568,11 @@ def instrument(patches: Patches) -> None:
     patches.replace(loop, "close", _closing)
     patches.replace(asyncio.base_futures, "_future_repr_info", _showing)
     hopwatch_process.on_tick(look)
+
+
+def instrument_anyio(patches: Patches, module: Any) -> None:
+    """Replace how anyio's task groups make tasks on asyncio."""
+    patches.replace(module.TaskGroup, "_spawn", _spawning(module))
 
 
 def instrument_uvloop(patches: Patches, loop: Any) -> None:

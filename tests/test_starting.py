@@ -1,0 +1,154 @@
+"""Does `hopwatch.instrument()` say what is wrong, leave what is there, and set up what is not?"""
+
+import importlib.metadata
+import inspect
+import os
+import subprocess
+import sys
+
+import pytest
+
+import hopwatch
+from hopwatch.starting import INSTRUMENTORS
+
+
+def in_a_new_process(source, **environment):
+    kept = {
+        key: value
+        for key, value in os.environ.items()
+        if key == "HOPWATCH_BLACKBOX" or not key.startswith(("HOPWATCH", "OTEL_"))
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", source],
+        env={**kept, **environment},
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def test_it_instruments_with_what_the_launcher_finds_by_its_entry_points():
+    points = importlib.metadata.entry_points(group="opentelemetry_instrumentor")
+    assert {each.name: each.value for each in points if each.value.startswith("hopwatch.")} == INSTRUMENTORS
+
+
+def test_the_package_of_its_name_is_called_as_it_is():
+    import hopwatch.api
+    import hopwatch.instrument
+
+    assert inspect.signature(hopwatch.instrument) == inspect.signature(hopwatch.api.instrument)
+
+
+@pytest.mark.parametrize("url", ["", "127.0.0.1:4318", "ftp://127.0.0.1", "http://", "http://a b"])
+def test_a_url_that_is_none_is_refused_with_what_it_should_be(url):
+    with pytest.raises(ValueError, match=r"http://127\.0\.0\.1:4318"):
+        hopwatch.instrument(url)
+
+
+@pytest.mark.parametrize("name", ["", "  ", 4])
+def test_a_name_that_is_none_is_refused(name):
+    with pytest.raises(ValueError, match="at least one character"):
+        hopwatch.instrument(service_name=name)
+
+
+def test_a_second_call_changes_nothing_and_nobody_is_warned():
+    said = in_a_new_process("""
+import asyncio, logging
+logging.basicConfig()
+import hopwatch
+hopwatch.instrument()
+made = asyncio.BaseEventLoop.create_task
+hopwatch.instrument()
+hopwatch.instrument()
+assert asyncio.BaseEventLoop.create_task is made
+""")
+    assert said == ""
+
+
+@pytest.mark.parametrize(
+    ("disabled", "there"),
+    [
+        ("hopwatch_asyncio", [False, True]),
+        ("hopwatch_a2a, hopwatch_asyncio", [False, False]),
+        ("*", [False, False]),
+    ],
+)
+def test_what_the_environment_disables_is_left_out(disabled, there):
+    said = in_a_new_process(
+        """
+import hopwatch
+hopwatch.instrument()
+from hopwatch.instrument.a2a import A2AInstrumentor
+from hopwatch.instrument.asyncio import AsyncioInstrumentor
+print([each().is_instrumented_by_opentelemetry for each in (AsyncioInstrumentor, A2AInstrumentor)])
+""",
+        OTEL_PYTHON_DISABLED_INSTRUMENTATIONS=disabled,
+    )
+    assert said == f"{there}\n"
+
+
+def test_an_sdk_that_is_there_is_left_as_it_is_and_the_log_says_so():
+    said = in_a_new_process("""
+import logging
+logging.basicConfig()
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+theirs = TracerProvider()
+trace.set_tracer_provider(theirs)
+import hopwatch
+hopwatch.instrument("http://127.0.0.1:9")
+assert trace.get_tracer_provider() is theirs
+""")
+    assert said == (
+        "WARNING:hopwatch:hopwatch: this program has an OpenTelemetry SDK already, so its records go where that sends them, "
+        "and not to http://127.0.0.1:9.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "environment", "name"),
+    [
+        ("", {}, "python"),
+        ("", {"OTEL_SERVICE_NAME": "told"}, "told"),
+        ("", {"OTEL_RESOURCE_ATTRIBUTES": "service.name=attribute"}, "attribute"),
+        (", service_name='given'", {"OTEL_SERVICE_NAME": "told"}, "given"),
+    ],
+)
+def test_an_agent_is_called_what_the_program_or_the_environment_says_or_after_its_script(
+    given, environment, name
+):
+    said = in_a_new_process(
+        f"""
+import hopwatch
+hopwatch.instrument("http://127.0.0.1:9"{given})
+from opentelemetry import trace
+provider = trace.get_tracer_provider()
+name = provider.resource.attributes["service.name"]
+print("python" if name.startswith("python") else name)
+import os, sys
+sys.stdout.flush()
+os._exit(0)  # nobody takes its telemetry
+""",
+        **environment,
+    )
+    assert said == f"{name}\n"
+
+
+def test_a_token_s_file_that_cannot_be_used_is_named(tmp_path):
+    said = in_a_new_process(
+        """
+import hopwatch
+try:
+    hopwatch.instrument("http://127.0.0.1:9")
+except ValueError as error:
+    print(error)
+from opentelemetry import trace
+assert isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
+""",
+        HOPWATCH_TOKEN_FILE=str(tmp_path / "absent"),
+    )
+    assert "absent" in said
+    assert "cannot be read" in said
