@@ -58,10 +58,13 @@ def patient(monkeypatch):
 
 
 @pytest.fixture
-def rather_patient(engine, request):
+def rather_patient(engine, request, monkeypatch):
     """The same, but where the SDK leaves something behind: that is known by how long it takes."""
     if left_behind(engine) is None:
         request.getfixturevalue("patient")
+    else:
+        monkeypatch.setenv("HOPWATCH_REVEAL_AFTER", "1")
+        fresh()
 
 
 async def over(but=None):

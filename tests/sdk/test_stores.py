@@ -82,8 +82,7 @@ def stored(database, monkeypatch):
     """Have agents use the SDK's database stores."""
 
     def choose(*, patient=True, **options):
-        if patient:
-            monkeypatch.setenv("HOPWATCH_REVEAL_AFTER", "3600")  # a database may be slow
+        monkeypatch.setenv("HOPWATCH_REVEAL_AFTER", "3600" if patient else "1")  # a database may be slow
             fresh()
         monkeypatch.setattr(any_release, "stores", partial(stores_in, database, **options))
 
