@@ -83,7 +83,7 @@ def stored(database, monkeypatch):
 
     def choose(*, patient=True, **options):
         monkeypatch.setenv("HOPWATCH_REVEAL_AFTER", "3600" if patient else "1")  # a database may be slow
-            fresh()
+        fresh()
         monkeypatch.setattr(any_release, "stores", partial(stores_in, database, **options))
 
     return choose
