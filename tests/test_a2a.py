@@ -146,7 +146,7 @@ async def answers(client, message):
 
 async def over():
     """Wait until this process has nothing open any more."""
-    for _ in range(400):
+    for _ in range(3000):
         if not hopwatch.pending():
             return
         await asyncio.sleep(0.01)

@@ -155,19 +155,19 @@ async def story(beside):
             thread = threading.Thread(target=logger.warning, args=("in a thread",))
             thread.start()
             await asyncio.to_thread(thread.join)
-            await asyncio.to_thread(requests.get, price, timeout=30)
+            await asyncio.to_thread(requests.get, price, timeout=60)
             await asyncio.to_thread(urllib3.PoolManager().request, "GET", price)
             async with aiohttp.ClientSession() as session, session.get(price) as answer:
                 await answer.read()
-            async with httpx.AsyncClient(timeout=30) as http:
+            async with httpx.AsyncClient(timeout=60) as http:
                 await http.get(price)
-            async with client(names["back"], timeout=30) as peer:
+            async with client(names["back"], timeout=60) as peer:
                 await answers(peer, request(webhook=f"{names['front']}/hook"))
             await updater.complete()
 
         async with contextlib.AsyncExitStack() as stack:
             for name, does in (("back", complete), ("front", front)):
-                http = await stack.enter_async_context(httpx.AsyncClient(timeout=30))
+                http = await stack.enter_async_context(httpx.AsyncClient(timeout=60))
                 configs = InMemoryPushNotificationConfigStore()
                 handler = DefaultRequestHandler(
                     agent_executor=Executor(does),
@@ -184,10 +184,10 @@ async def story(beside):
                 else:
                     app = starlette.applications.Starlette(routes=routes)
                 names[name] = await stack.enter_async_context(served(beside.around(app)))
-            async with client(names["front"], timeout=30) as peer:
+            async with client(names["front"], timeout=60) as peer:
                 await answers(peer, request())
             for _ in range(4):
-                await asyncio.wait_for(pushed.get(), 30)
+                await asyncio.wait_for(pushed.get(), 60)
                 pushed.task_done()
             from test_a2a import over
 
@@ -265,7 +265,7 @@ def main():
     def run(name):
         exported.fresh()
         sent.clear()
-        ports, heard = asyncio.run(asyncio.wait_for(story(beside), 60))
+        ports, heard = asyncio.run(asyncio.wait_for(story(beside), 100))
         trace.get_tracer_provider().force_flush()
         spans = exported.exporter.get_finished_spans()
         found = exported.cascades()

@@ -13,9 +13,20 @@ if not LACKING:
 from exported import cascades, exporter, only_cascade, others, ours, tree, verdict
 from hopwatch import attributes as names
 from hopwatch import process
-from test_a2a import agent, answers, client, complete, over, request, run
+from test_a2a import agent, answers, client, complete, over, request
 
 pytestmark = [*marks, pytest.mark.usefixtures("a2a_instrumented", "empty")]
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch):
+    """Where the machine is busy, what takes more than a second would be told of as hops besides."""
+    monkeypatch.setenv("HOPWATCH_REVEAL_AFTER", "600")
+
+
+def run(story):
+    asyncio.run(asyncio.wait_for(story(), 100))
+
 
 PUSH = ("push", [("webhook", [])])
 CARRIED = {
@@ -48,10 +59,10 @@ def pushed_to(seen):
 
 async def a_message_with_pushes():
     seen = asyncio.Queue()
-    async with agent(complete) as url, served(pushed_to(seen)) as hook, client(url, timeout=30) as peer:
+    async with agent(complete) as url, served(pushed_to(seen)) as hook, client(url, timeout=60) as peer:
         await answers(peer, request(webhook=f"{hook}/hook"))
         for _ in range(4):
-            await asyncio.wait_for(seen.get(), 30)
+            await asyncio.wait_for(seen.get(), 60)
             seen.task_done()
         await over()
     hops = only_cascade()
@@ -103,12 +114,12 @@ def post(*requests, handle):
     """What a server answered to these requests, over one connection."""
 
     async def story():
-        async with served(handle) as url, httpx.AsyncClient(timeout=30) as http:
+        async with served(handle) as url, httpx.AsyncClient(timeout=60) as http:
             out = [await http.post(f"{url}/hook", json={}, headers=headers) for headers in requests]
             await over()
         return out
 
-    return asyncio.run(asyncio.wait_for(story(), 60))
+    return asyncio.run(asyncio.wait_for(story(), 100))
 
 
 def test_requests_over_one_connection_are_each_their_own():
