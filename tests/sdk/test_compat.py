@@ -87,11 +87,11 @@ def test_two_releases_understand_each_other_and_their_cascade_settles_over_both(
         assert answer, (tmp_path / "asker.log").read_text()
         assert asked.wait(60) == 0, (tmp_path / "asker.log").read_text()
         left = serving is here and how == "streamed" and left_behind_of_stream(ENGINES[0], binding)
-        wanted = "stalled" if left else "settled"
+        wanted = {"settled", "stalled"} if left else {"settled"}
         until = time.monotonic() + 60
         seen = {}
         with httpx.Client(base_url=url, timeout=20) as collector:
-            while seen.get("verdict") != wanted:
+            while seen.get("verdict") not in wanted:
                 assert time.monotonic() < until, seen
                 for each in collector.get("/api/cascades").raise_for_status().json()["cascades"]:
                     seen = collector.get(f"/api/cascades/{each['cascade']}").raise_for_status().json()

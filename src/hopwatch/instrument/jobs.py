@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _get = current.get
 LIBRARIES: Final = frozenset(
     {
-        "aiohttp", "aiologic", "anyio", "asyncio", "asyncpg", "concurrent", "culsans", "fastapi", "grpc", "h11", "h2",
+        "aiohttp", "aiologic", "anyio", "async_timeout", "asyncio", "asyncpg", "concurrent", "culsans", "fastapi", "grpc", "h11", "h2",
         "hopwatch", "httpcore", "httptools", "httpx", "hypercorn", "opentelemetry", "redis", "sniffio", "sqlalchemy",
         "sse_starlette", "starlette", "threading", "uvicorn", "uvloop", "websockets", "wsproto",
     }
