@@ -50,7 +50,12 @@ def _acquiring(original: Any) -> Any:
     def acquire(self: Any) -> Any:
         hop = _get()
         if hop is None:
-            self._hopwatch_held = None  # to look first would cost ten times as much where it is not there
+            try:
+                self._hopwatch_held = None  # to look first would cost ten times as much where it is not there
+            except AttributeError:  # a class that takes no attribute but its own, as below
+                pass
+            except Exception:  # noqa: BLE001
+                failed("lock.acquire")
             return original(self)
         try:
             if self._locked or self._waiters:
@@ -58,7 +63,9 @@ def _acquiring(original: Any) -> Any:
             # Who takes it without waiting is noted before the coroutine runs, which it does at once where it is awaited.
             self._hopwatch_held = ref(current_task())
         except (RuntimeError, TypeError):  # no task runs: whoever awaits it takes it
-            self._hopwatch_held = None
+            vars(self).pop("_hopwatch_held", None)
+        except AttributeError:
+            pass
         except Exception:  # noqa: BLE001
             failed("lock.acquire")
         return original(self)
@@ -124,7 +131,11 @@ def _hold_one(semaphore: Any, holder: Any) -> None:
         return
     held = semaphore._hopwatch_held  # noqa: SLF001
     if held is None:
-        held = semaphore._hopwatch_held = {}  # noqa: SLF001
+        held = {}
+        try:
+            semaphore._hopwatch_held = held  # noqa: SLF001
+        except AttributeError:
+            return
     if len(held) < MAX_HOLDERS:
         held[next(_numbers)] = holder
 
@@ -194,6 +205,8 @@ async def _waited_for(original: Any, lock: Any, hop: Entry, kind: str, holder: A
         elif kind == "Lock":
             lock._hopwatch_held = holder  # noqa: SLF001
             lock._hopwatch_since = monotonic_ns()  # noqa: SLF001
+    except AttributeError:
+        pass
     except Exception:  # noqa: BLE001
         failed("lock.hold")
     return result

@@ -179,7 +179,7 @@ def ignore(queue: Any) -> None:
     """Say that the items of this queue, which is new, are accounted for by who calls this."""
     try:
         queue._hopwatch_line = IGNORED  # noqa: SLF001
-    except AttributeError:
+    except Exception:  # noqa: BLE001 - as in `line_of`
         place = id(queue)
         lines[place] = IGNORED
         weakref.finalize(queue, lines.pop, place, None).atexit = False
@@ -205,7 +205,7 @@ def line_of(queue: Any) -> Line:
             line.taken.extend(Taken(None, None, None) for _ in range(worked_on))
         try:
             queue._hopwatch_line = line  # noqa: SLF001
-        except AttributeError:
+        except Exception:  # noqa: BLE001 - it has slots, or takes no attribute but its own
             place = id(queue)
             lines[place] = line
             # Its id may belong to another queue once it is gone.

@@ -7,7 +7,10 @@ something is done where a queue or a semaphore is made; a `get` from a queue wit
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import copyreg
 import functools
+import sys
 from typing import TYPE_CHECKING, Any, Final
 from weakref import ref
 
@@ -56,8 +59,9 @@ def _making_queue(original: Any) -> Any:
     @functools.wraps(original)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
         original(self, *args, **kwargs)
-        self._hopwatch_line = None  # see queue_patches
-        self._hopwatch_takers = set() if getattr(self, "_maxsize", 0) > 0 else None
+        with contextlib.suppress(Exception):  # a class that takes no attribute but its own
+            self._hopwatch_line = None  # see queue_patches
+            self._hopwatch_takers = set() if getattr(self, "_maxsize", 0) > 0 else None
 
     return __init__
 
@@ -66,13 +70,34 @@ def _making_semaphore(original: Any) -> Any:
     @functools.wraps(original)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
         original(self, *args, **kwargs)
-        self._hopwatch_permits = self._value
+        with contextlib.suppress(Exception):  # as above
+            self._hopwatch_permits = self._value
 
     return __init__
 
 
+def without_ours(self: Any) -> Any:
+    """`__getstate__` of queues and locks: a copy, or what is pickled, has nothing of ours, which could be neither."""
+    whole: Any
+    if sys.version_info >= (3, 11):
+        whole = object.__getstate__(self)
+    else:
+        slots = {name: getattr(self, name) for name in copyreg._slotnames(type(self)) if hasattr(self, name)}  # type: ignore[attr-defined]  # noqa: SLF001
+        whole = (self.__dict__ or None, slots) if slots else self.__dict__ or None
+    attributes = whole[0] if type(whole) is tuple else whole
+    if not attributes:
+        return whole
+    theirs = {name: value for name, value in attributes.items() if not name.startswith("_hopwatch_")}
+    return (theirs, whole[1]) if type(whole) is tuple else theirs
+
+
 def instrument(patches: Patches) -> None:
     """Replace what makes a queue and a semaphore."""
+    for owner in (asyncio.Queue, asyncio.Lock, asyncio.Semaphore):
+        if getattr(owner, "__getstate__", None) is getattr(
+            object, "__getstate__", None
+        ):  # there from 3.11 on
+            patches.add(owner, "__getstate__", without_ours)
     patches.replace(asyncio.Queue, "__init__", _making_queue)
     # CPython keeps attributes fast for all instances of a class if they are known before some thirty of these are made.
     asyncio.Queue()
