@@ -73,7 +73,7 @@ def measure(case, variant, count):
 
         AsyncioInstrumentor().instrument()
     elif variant != "bare":
-        from hopwatch.instrument.asyncio import AsyncioInstrumentor
+        from hopwatch.instrumentation.asyncio import AsyncioInstrumentor
 
         AsyncioInstrumentor().instrument()
 

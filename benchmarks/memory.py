@@ -16,7 +16,7 @@ from opentelemetry.sdk.trace import TracerProvider
 trace.set_tracer_provider(TracerProvider())
 
 import hopwatch  # noqa: E402
-from hopwatch.instrument.asyncio import AsyncioInstrumentor  # noqa: E402
+from hopwatch.instrumentation.asyncio import AsyncioInstrumentor  # noqa: E402
 from hopwatch.process import here  # noqa: E402
 
 

@@ -65,8 +65,8 @@ def watching_with(monkeypatch):
 @pytest.fixture(scope="module")
 def a2a_instrumented():
     """asyncio and the A2A SDK are instrumented while the tests of a module run."""
-    from hopwatch.instrument.a2a import A2AInstrumentor
-    from hopwatch.instrument.asyncio import AsyncioInstrumentor
+    from hopwatch.instrumentation.a2a import A2AInstrumentor
+    from hopwatch.instrumentation.asyncio import AsyncioInstrumentor
 
     AsyncioInstrumentor().instrument()
     A2AInstrumentor().instrument()

@@ -40,7 +40,7 @@ import hopwatch
 from exported import cascades, ends, exporter, only_cascade, others, ours, tree, verdict
 from hopwatch import attributes as names
 from hopwatch import process
-from hopwatch.instrument.a2a import A2AInstrumentor, missing
+from hopwatch.instrumentation.a2a import A2AInstrumentor, missing
 
 MESSAGE = [("send", [("request", [("execution", [])])])]
 
@@ -647,7 +647,7 @@ def test_everything_that_was_replaced_is_put_back():
 @pytest.mark.parametrize("hook", ["_open_send", "_open_execution", "_open_push"])
 def test_a_hook_that_fails_harms_nobody_and_its_cascade_is_never_settled(hook, monkeypatch):
     async def story():
-        from hopwatch.instrument import a2a
+        from hopwatch.instrumentation import a2a
 
         def broken(*_args, **_kwargs):
             raise RuntimeError("a bug of ours")
@@ -873,7 +873,7 @@ def test_a_transport_that_sends_again_reaches_two_and_both_have_to_be_known():
 
 def test_a_send_whose_coroutine_is_closed_elsewhere_is_abandoned_and_leaves_that_context_alone():
     async def story():
-        from hopwatch.instrument import a2a
+        from hopwatch.instrumentation import a2a
 
         never = asyncio.get_running_loop().create_future()
 
@@ -961,7 +961,7 @@ def test_a_subscriber_that_stalls_holds_the_execution_open_until_it_has_its_even
         from a2a.server.context import ServerCallContext
         from a2a.types.a2a_pb2 import SubscribeToTaskRequest
 
-        from hopwatch.instrument import a2a_events
+        from hopwatch.instrumentation import a2a_events
 
         subscribing, answer = asyncio.Event(), asyncio.get_running_loop().create_future()
 

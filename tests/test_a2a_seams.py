@@ -7,8 +7,8 @@ import pytest
 
 from exported import fresh
 from hopwatch import process
-from hopwatch.instrument import a2a, a2a_seams
-from hopwatch.instrument.a2a import A2AInstrumentor
+from hopwatch.instrumentation import a2a, a2a_seams
+from hopwatch.instrumentation.a2a import A2AInstrumentor
 
 HERE = a2a_seams.installed()
 DUE = [seam for seam in a2a_seams.SEAMS if seam.is_due(HERE)]

@@ -758,7 +758,7 @@ AGENT = """
     trace.set_tracer_provider(provider)
     import hopwatch
     from hopwatch import process
-    from hopwatch.instrument.asyncio import AsyncioInstrumentor
+    from hopwatch.instrumentation.asyncio import AsyncioInstrumentor
     AsyncioInstrumentor().instrument()
     if "UVLOOP" in os.environ:
         import uvloop

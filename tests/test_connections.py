@@ -15,8 +15,8 @@ from starlette.routing import Route
 
 from exported import cascades, fresh, tree, verdict
 from hopwatch import process
-from hopwatch.instrument.a2a import A2AInstrumentor
-from hopwatch.instrument.asyncio import AsyncioInstrumentor
+from hopwatch.instrumentation.a2a import A2AInstrumentor
+from hopwatch.instrumentation.asyncio import AsyncioInstrumentor
 from test_a2a import agent
 
 LARGE = 300_000

@@ -14,7 +14,7 @@ import hopwatch
 from exported import cascades, ours, verdict
 from hopwatch import attributes as names
 from hopwatch import telemetry
-from hopwatch.instrument import deadlocks, takers
+from hopwatch.instrumentation import deadlocks, takers
 
 SINCE_311 = pytest.mark.skipif(sys.version_info < (3, 11), reason="new in Python 3.11; ci: may be skipped")
 

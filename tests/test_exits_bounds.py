@@ -28,7 +28,7 @@ OWN_PROVIDER = """
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
-from hopwatch.instrument.asyncio import AsyncioInstrumentor
+from hopwatch.instrumentation.asyncio import AsyncioInstrumentor
 
 class Exporter(SpanExporter):
     def export(self, spans):
@@ -212,7 +212,7 @@ def test_uninstrument_gives_the_signal_back(tmp_path):
     path = written(
         tmp_path,
         """
-from hopwatch.instrument.asyncio import AsyncioInstrumentor
+from hopwatch.instrumentation.asyncio import AsyncioInstrumentor
 import _signal
 before = _signal.getsignal(signal.SIGTERM), signal.getsignal, os.execv, asyncio.runners._cancel_all_tasks, asyncio.BaseEventLoop.close
 AsyncioInstrumentor().instrument()

@@ -48,8 +48,8 @@ import test_a2a
 from exported import cascades, ends, exporter, fresh, only_cascade, others, tree, verdict
 from hopwatch import attributes as names
 from hopwatch import process, propagation, telemetry
-from hopwatch.instrument import Patches, a2a_grpc, a2a_grpc_server, a2a_seams, http_client
-from hopwatch.instrument.a2a import A2AInstrumentor, missing
+from hopwatch.instrumentation import Patches, a2a_grpc, a2a_grpc_server, a2a_seams, http_client
+from hopwatch.instrumentation.a2a import A2AInstrumentor, missing
 from test_a2a import MESSAGE, Executor, answers, complete, hop, over, request, run, served
 
 NOWHERE = "127.0.0.1:9"
@@ -1552,8 +1552,8 @@ def test_on_uvloop_it_is_the_same():
 SERVER = """
 import asyncio, sys
 sys.path.insert(0, sys.argv[1])
-from hopwatch.instrument.a2a import A2AInstrumentor
-from hopwatch.instrument.asyncio import AsyncioInstrumentor
+from hopwatch.instrumentation.a2a import A2AInstrumentor
+from hopwatch.instrumentation.asyncio import AsyncioInstrumentor
 AsyncioInstrumentor().instrument()
 A2AInstrumentor().instrument()
 from test_grpc import agent
@@ -1711,8 +1711,8 @@ def test_a_hook_that_fails_harms_nobody_and_what_it_did_not_see_is_not_taken_for
 WITHOUT_GRPC = """
 import sys
 from hopwatch import process
-from hopwatch.instrument.a2a import A2AInstrumentor, missing
-from hopwatch.instrument.asyncio import AsyncioInstrumentor
+from hopwatch.instrumentation.a2a import A2AInstrumentor, missing
+from hopwatch.instrumentation.asyncio import AsyncioInstrumentor
 AsyncioInstrumentor().instrument()
 A2AInstrumentor().instrument()
 assert not [name for name in sys.modules if name.partition(".")[0] == "grpc"], "hopwatch imported grpc"

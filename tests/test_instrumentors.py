@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import wrapt
 
-from hopwatch.instrument import Patches
-from hopwatch.instrument.asyncio import AsyncioInstrumentor
+from hopwatch.instrumentation import Patches
+from hopwatch.instrumentation.asyncio import AsyncioInstrumentor
 
 ABSENT = object()
 
@@ -183,7 +183,7 @@ def test_an_inherited_attribute_is_inherited_again():
 def test_the_launcher_finds_the_instrumentors_by_their_entry_points():
     found = {each.name: each for each in importlib.metadata.entry_points(group="opentelemetry_instrumentor")}
     assert found["hopwatch_asyncio"].load() is AsyncioInstrumentor
-    assert found["hopwatch_a2a"].value == "hopwatch.instrument.a2a:A2AInstrumentor"
+    assert found["hopwatch_a2a"].value == "hopwatch.instrumentation.a2a:A2AInstrumentor"
 
 
 def in_a_new_process(source, *options):
@@ -205,7 +205,7 @@ def in_a_new_process(source, *options):
 def test_importing_an_instrumentation_imports_none_of_what_it_instruments(module):
     done = in_a_new_process(f"""
 import json, sys
-import hopwatch.instrument.{module}
+import hopwatch.instrumentation.{module}
 found = {{"a2a", "aiohttp", "hypercorn", "starlette", "fastapi", "httpx", "grpc", "uvloop", "culsans", "uvicorn"}} & set(sys.modules)
 print(json.dumps(sorted(found)))
 """)
@@ -215,7 +215,7 @@ print(json.dumps(sorted(found)))
 def test_instrumenting_imports_nothing_either_and_takes_in_what_comes_later():
     done = in_a_new_process("""
 import json, sys
-from hopwatch.instrument.asyncio import AsyncioInstrumentor
+from hopwatch.instrumentation.asyncio import AsyncioInstrumentor
 AsyncioInstrumentor().instrument()
 before = sorted({"uvloop", "culsans", "concurrent.futures.process"} & set(sys.modules))
 import concurrent.futures.process
@@ -230,8 +230,8 @@ import asyncio
 from opentelemetry import trace
 import hopwatch
 from hopwatch import process
-from hopwatch.instrument import tasks
-from hopwatch.instrument.asyncio import AsyncioInstrumentor
+from hopwatch.instrumentation import tasks
+from hopwatch.instrumentation.asyncio import AsyncioInstrumentor
 AsyncioInstrumentor().instrument()
 
 def broken(*_):
@@ -258,8 +258,8 @@ def test_a_forked_child_reports_nothing_of_its_parents_tasks():
 import asyncio, gc, os, sys
 from exported import cascades, fresh
 import hopwatch
-from hopwatch.instrument.asyncio import AsyncioInstrumentor
-from hopwatch.instrument import queues, tasks
+from hopwatch.instrumentation.asyncio import AsyncioInstrumentor
+from hopwatch.instrumentation import queues, tasks
 from hopwatch import process
 AsyncioInstrumentor().instrument()
 fresh()

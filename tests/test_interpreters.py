@@ -41,8 +41,8 @@ if {how!r} == "in code":
     hopwatch.instrument()
     hopwatch.instrument()
 if {how!r} == "by hand":
-    from hopwatch.instrument.a2a import A2AInstrumentor
-    from hopwatch.instrument.asyncio import AsyncioInstrumentor
+    from hopwatch.instrumentation.a2a import A2AInstrumentor
+    from hopwatch.instrumentation.asyncio import AsyncioInstrumentor
     for each in (A2AInstrumentor(), AsyncioInstrumentor()):
         each.instrument()
         each.uninstrument()

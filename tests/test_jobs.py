@@ -14,7 +14,7 @@ import pytest
 
 import hopwatch
 from hopwatch import process, telemetry
-from hopwatch.instrument import jobs
+from hopwatch.instrumentation import jobs
 
 
 async def turns(count=3):

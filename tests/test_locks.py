@@ -9,7 +9,7 @@ import pytest
 
 import hopwatch
 from hopwatch import process
-from hopwatch.instrument import locks
+from hopwatch.instrumentation import locks
 from hopwatch.telemetry import holder_of
 
 

@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.processes, pytest.mark.timeout(60)]
 
 INSTRUMENTED = """
 import asyncio, os, socket, sys, threading, time
-from hopwatch.instrument.asyncio import AsyncioInstrumentor
+from hopwatch.instrumentation.asyncio import AsyncioInstrumentor
 AsyncioInstrumentor().instrument()
 import hopwatch
 

@@ -11,7 +11,7 @@ from opentelemetry import trace
 
 import hopwatch
 from hopwatch import process
-from hopwatch.instrument import queue_patches, queues
+from hopwatch.instrumentation import queue_patches, queues
 
 tracer = trace.get_tracer("tests")
 

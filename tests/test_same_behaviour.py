@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import hopwatch
 from hopwatch import process
-from hopwatch.instrument.asyncio import AsyncioInstrumentor
+from hopwatch.instrumentation.asyncio import AsyncioInstrumentor
 from hopwatch.telemetry import Telemetry
 from ticking import Watched
 

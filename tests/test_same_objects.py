@@ -20,8 +20,8 @@ import pytest
 from opentelemetry import trace
 
 import hopwatch
-from hopwatch.instrument.a2a import A2AInstrumentor
-from hopwatch.instrument.asyncio import AsyncioInstrumentor
+from hopwatch.instrumentation.a2a import A2AInstrumentor
+from hopwatch.instrumentation.asyncio import AsyncioInstrumentor
 from ticking import collect
 
 tracer = trace.get_tracer("test")

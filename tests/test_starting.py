@@ -1,7 +1,6 @@
 """Does `hopwatch.instrument()` say what is wrong, leave what is there, and set up what is not?"""
 
 import importlib.metadata
-import inspect
 import os
 import subprocess
 import sys
@@ -33,13 +32,6 @@ def in_a_new_process(source, **environment):
 def test_it_instruments_with_what_the_launcher_finds_by_its_entry_points():
     points = importlib.metadata.entry_points(group="opentelemetry_instrumentor")
     assert {each.name: each.value for each in points if each.value.startswith("hopwatch.")} == INSTRUMENTORS
-
-
-def test_the_package_of_its_name_is_called_as_it_is():
-    import hopwatch.api
-    import hopwatch.instrument
-
-    assert inspect.signature(hopwatch.instrument) == inspect.signature(hopwatch.api.instrument)
 
 
 @pytest.mark.parametrize("url", ["", "127.0.0.1:4318", "ftp://127.0.0.1", "http://", "http://a b"])
@@ -81,8 +73,8 @@ def test_what_the_environment_disables_is_left_out(disabled, there):
         """
 import hopwatch
 hopwatch.instrument()
-from hopwatch.instrument.a2a import A2AInstrumentor
-from hopwatch.instrument.asyncio import AsyncioInstrumentor
+from hopwatch.instrumentation.a2a import A2AInstrumentor
+from hopwatch.instrumentation.asyncio import AsyncioInstrumentor
 print([each().is_instrumented_by_opentelemetry for each in (AsyncioInstrumentor, A2AInstrumentor)])
 """,
         OTEL_PYTHON_DISABLED_INSTRUMENTATIONS=disabled,

@@ -11,7 +11,7 @@ import pytest
 
 import hopwatch
 from hopwatch import process
-from hopwatch.instrument import service, tasks
+from hopwatch.instrumentation import service, tasks
 from hopwatch.process import current
 from ticking import collect
 

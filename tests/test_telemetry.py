@@ -468,8 +468,8 @@ def test_importing_hopwatch_and_its_instrumentors_loads_nothing_of_the_applicati
     done = run(
         """
         import sys
-        from hopwatch.instrument.asyncio import AsyncioInstrumentor
-        from hopwatch.instrument.a2a import A2AInstrumentor
+        from hopwatch.instrumentation.asyncio import AsyncioInstrumentor
+        from hopwatch.instrumentation.a2a import A2AInstrumentor
         AsyncioInstrumentor().instrument()
         A2AInstrumentor().instrument()
         print([name for name in ("a2a", "starlette", "httpx", "grpc", "uvicorn", "click", "rich", "sqlite3", "orjson", "google.protobuf") if name in sys.modules])

@@ -56,8 +56,8 @@ def wrapper(path):
 
 SITE = "/venv/lib/python3/site-packages"
 MACHINERY = [
-    "/src/hopwatch/instrument/tasks.py",
-    f"{SITE}/hopwatch/instrument/a2a.py",
+    "/src/hopwatch/instrumentation/tasks.py",
+    f"{SITE}/hopwatch/instrumentation/a2a.py",
     f"{SITE}/opentelemetry/instrumentation/asyncio/__init__.py",
     f"{SITE}/wrapt/wrappers.py",
     f"{SITE}/a2a/utils/telemetry.py",

@@ -10,9 +10,9 @@ from starlette.routing import Route
 import hopwatch
 from exported import fresh
 from hopwatch import process, telemetry
-from hopwatch.instrument.a2a import A2AInstrumentor
-from hopwatch.instrument.asyncio import AsyncioInstrumentor
-from hopwatch.instrument.http_client import Target
+from hopwatch.instrumentation.a2a import A2AInstrumentor
+from hopwatch.instrumentation.asyncio import AsyncioInstrumentor
+from hopwatch.instrumentation.http_client import Target
 from test_a2a import agent, answers, client, complete, over, request, run
 
 

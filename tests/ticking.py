@@ -7,7 +7,7 @@ import time
 
 from exported import cascades, fresh
 from hopwatch import process
-from hopwatch.instrument.asyncio import AsyncioInstrumentor
+from hopwatch.instrumentation.asyncio import AsyncioInstrumentor
 from hopwatch.telemetry import Telemetry
 
 

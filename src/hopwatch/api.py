@@ -283,7 +283,7 @@ def service(function: F | None = None) -> F | _Service:
     code = getattr(target, "__code__", None)
     if code is None:
         raise TypeError(f"hopwatch.service decorates a coroutine function, not {function!r}")
-    from hopwatch.instrument import service as table  # noqa: PLC0415
+    from hopwatch.instrumentation import service as table  # noqa: PLC0415
 
     table.declare(code)
     return function

@@ -6,10 +6,10 @@ itself after all has ended as it says.
 
 | way out | noted |
 |---|---|
-| `asyncio.run`, `Runner.close` | before the runner cancels what is left (`instrument.ends`) |
-| `loop.close()` | before the loop is closed (`instrument.ends`) |
-| Ctrl-C under a runner | before it cancels the main task (`instrument.ends`) |
-| `os.execv` and its like | before the process is replaced (`instrument.ends`) |
+| `asyncio.run`, `Runner.close` | before the runner cancels what is left (`instrumentation.ends`) |
+| `loop.close()` | before the loop is closed (`instrumentation.ends`) |
+| Ctrl-C under a runner | before it cancels the main task (`instrumentation.ends`) |
+| `os.execv` and its like | before the process is replaced (`instrumentation.ends`) |
 | SIGTERM, where nobody else handles it | in a handler of ours, which then lets the signal do its work |
 | any other end that Python sees | by `atexit`; in children of multiprocessing, which leave it out, by a `Finalize` |
 """
@@ -58,7 +58,7 @@ MAX_ASKED: Final = 64
 MAX_DEATHS: Final = 10_000
 REPORT_EVERY: Final = 20
 """The report is written for runners and loops that end at most that many times as seldom as writing it takes."""
-# As they are before `instrument.ends` replaces them.
+# As they are before `instrumentation.ends` replaces them.
 _set_handler: Final = signal.signal
 _get_handler: Final = signal.getsignal
 

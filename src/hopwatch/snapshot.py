@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from hopwatch import orphans, records, telemetry, waits
 from hopwatch import process as hopwatch_process
-from hopwatch.instrument import deadlocks
+from hopwatch.instrumentation import deadlocks
 from hopwatch.ledger import Entry, Note
 from hopwatch.process import encodable, failed, failures
 from hopwatch.waits import chain, judging, objects

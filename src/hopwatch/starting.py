@@ -11,9 +11,9 @@ from typing import Any, Final
 from hopwatch.process import failed, logger, refused_here
 
 INSTRUMENTORS: Final = {
-    "hopwatch_asyncio": "hopwatch.instrument.asyncio:AsyncioInstrumentor",
-    "hopwatch_a2a": "hopwatch.instrument.a2a:A2AInstrumentor",
-    "hopwatch_acp": "hopwatch.instrument.acp:ACPInstrumentor",
+    "hopwatch_asyncio": "hopwatch.instrumentation.asyncio:AsyncioInstrumentor",
+    "hopwatch_a2a": "hopwatch.instrumentation.a2a:A2AInstrumentor",
+    "hopwatch_acp": "hopwatch.instrumentation.acp:ACPInstrumentor",
 }
 """As the launcher finds them by their entry points; a program that was frozen into one file has no such metadata."""
 _exports_to: str | None = None

@@ -5,8 +5,8 @@ from importlib import metadata
 
 import pytest
 
-from hopwatch.instrument.acp import ACPInstrumentor
-from hopwatch.instrument.asyncio import AsyncioInstrumentor
+from hopwatch.instrumentation.acp import ACPInstrumentor
+from hopwatch.instrumentation.asyncio import AsyncioInstrumentor
 
 if not [*metadata.distributions(name="agent-client-protocol")]:  # tests/test_acp_installed.py says so
     collect_ignore_glob = ["test_*.py"]

@@ -139,7 +139,7 @@ def main():
     parser.add_argument("--thin", action="store_true", help="0.8.1, on this Python")
     options = parser.parse_args()
     sys.path.insert(0, str(ROOT / "src"))
-    from hopwatch.instrument.acp_seams import TESTED
+    from hopwatch.instrumentation.acp_seams import TESTED
 
     here = "{}.{}".format(*sys.version_info)
     if options.thin:

@@ -25,8 +25,8 @@ import acp
 import hopwatch
 from exported import cascades
 from hopwatch import orphans, process, snapshot
-from hopwatch.instrument import acp_links
-from hopwatch.instrument.acp import ACPInstrumentor
+from hopwatch.instrumentation import acp_links
+from hopwatch.instrumentation.acp import ACPInstrumentor
 from ticking import watching
 
 LEAKS = pytest.mark.skipif(CLOSES, reason="from 0.11 on run_agent closes its connection; ci: may be skipped")

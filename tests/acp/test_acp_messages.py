@@ -16,7 +16,7 @@ import hopwatch
 from exported import cascades, only_cascade, others, tree, verdict
 from hopwatch import attributes as names
 from hopwatch import process
-from hopwatch.instrument import acp as instrumentation
+from hopwatch.instrumentation import acp as instrumentation
 
 pytestmark = pytest.mark.usefixtures("acp_instrumented", "empty")
 TRACE_KEYS = {"traceparent", "tracestate", "baggage"}

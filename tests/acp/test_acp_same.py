@@ -22,10 +22,10 @@ import acp
 import hopwatch
 from exported import cascades, fresh, verdict
 from hopwatch import process
-from hopwatch.instrument import acp as instrumentation
-from hopwatch.instrument import acp_seams
-from hopwatch.instrument.acp import ACPInstrumentor
-from hopwatch.instrument.asyncio import AsyncioInstrumentor
+from hopwatch.instrumentation import acp as instrumentation
+from hopwatch.instrumentation import acp_seams
+from hopwatch.instrumentation.acp import ACPInstrumentor
+from hopwatch.instrumentation.asyncio import AsyncioInstrumentor
 
 PLUGIN = "hopwatch.pytest_plugin"
 HERE = acp_seams.installed()
@@ -113,7 +113,7 @@ def test_the_library_may_be_imported_before_or_after_and_is_never_imported_by_us
 import sys
 if {order == "before"}:
     import acp
-from hopwatch.instrument.acp import ACPInstrumentor
+from hopwatch.instrumentation.acp import ACPInstrumentor
 made = ACPInstrumentor()
 made.instrument()
 assert ("acp" in sys.modules) == {order == "before"}, "imported"

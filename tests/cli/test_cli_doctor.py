@@ -12,7 +12,7 @@ import pytest
 from canned_cascades import environment, free_port, hopwatch
 
 from hopwatch.cli.doctor import examine
-from hopwatch.instrument import a2a_seams
+from hopwatch.instrumentation import a2a_seams
 
 INSTALLED = {
     "hopwatch": "0.1.0", "a2a-sdk": "1.3.0", "starlette": "1.0", "httpx": "0.28.1", "opentelemetry-distro": "0.66b1",
@@ -224,7 +224,7 @@ def test_it_neither_instruments_nor_imports_what_it_asks_about():
     program = (
         "import sys; from hopwatch.cli.doctor import examine; examine({}, 'http://127.0.0.1:9'); "
         "print([each for each in ('a2a', 'fastapi', 'grpc', 'uvloop', 'starlette', 'opentelemetry.sdk', "
-        "'hopwatch.instrument.a2a', 'hopwatch.instrument.asyncio') if each in sys.modules])"
+        "'hopwatch.instrumentation.a2a', 'hopwatch.instrumentation.asyncio') if each in sys.modules])"
     )
     done = subprocess.run(
         [sys.executable, "-c", program],

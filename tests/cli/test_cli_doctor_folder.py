@@ -193,7 +193,7 @@ def test_a_socket_that_answers_is_counted_and_one_of_a_dead_process_is_told_apar
     program = """
 import os, sys, time
 from pathlib import Path
-from hopwatch.instrument.asyncio import AsyncioInstrumentor
+from hopwatch.instrumentation.asyncio import AsyncioInstrumentor
 AsyncioInstrumentor().instrument()
 folder = Path(os.environ["HOPWATCH_BLACKBOX"])
 until = time.monotonic() + 30

@@ -140,7 +140,7 @@ def test_the_collector_is_the_one_that_is_named_on_the_command_line_or_by_the_en
 @pytest.mark.processes
 def test_the_program_takes_the_place_of_the_process_instrumented_and_with_its_own_exit_code(program):
     path = program("""
-        from hopwatch.instrument.asyncio import AsyncioInstrumentor
+        from hopwatch.instrumentation.asyncio import AsyncioInstrumentor
         print(os.getpid(), AsyncioInstrumentor().is_instrumented_by_opentelemetry, os.environ["OTEL_SERVICE_NAME"], sys.argv[1:])
         sys.exit(5)
     """)

@@ -255,8 +255,8 @@ def main():
         beside = Contrib(*which) if which != ["none"] else Nobody()
     import exported
     from hopwatch import process
-    from hopwatch.instrument.a2a import A2AInstrumentor
-    from hopwatch.instrument.asyncio import AsyncioInstrumentor
+    from hopwatch.instrumentation.a2a import A2AInstrumentor
+    from hopwatch.instrumentation.asyncio import AsyncioInstrumentor
 
     ours = (AsyncioInstrumentor(), A2AInstrumentor())
     resource = trace.get_tracer_provider().resource

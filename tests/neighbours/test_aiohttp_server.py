@@ -88,7 +88,7 @@ def test_a_push_to_a_webhook_in_aiohttp_is_acknowledged():
 def test_beside_the_instrumentation_of_aiohttps_server_its_spans_are_the_servers(first):
     from opentelemetry.instrumentation.aiohttp_server import AioHttpServerInstrumentor
 
-    from hopwatch.instrument.a2a import A2AInstrumentor
+    from hopwatch.instrumentation.a2a import A2AInstrumentor
 
     if first:
         A2AInstrumentor().uninstrument()

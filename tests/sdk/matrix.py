@@ -209,7 +209,7 @@ def main():
         found = python_of(options.where)
         sys.exit(1 if found is None else print(found))
     sys.path.insert(0, str(ROOT / "src"))
-    from hopwatch.instrument.a2a_seams import TESTED
+    from hopwatch.instrumentation.a2a_seams import TESTED
 
     here = "{}.{}".format(*sys.version_info)
     if options.thin:

@@ -23,7 +23,7 @@ from starlette.routing import Route
 import hopwatch
 from exported import cascades, fresh, only_cascade, ours, tree, verdict
 from hopwatch import attributes as names
-from hopwatch.instrument.a2a import missing
+from hopwatch.instrumentation.a2a import missing
 
 MESSAGE = [("send", [("request", [("execution", [])])])]
 

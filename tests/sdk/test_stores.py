@@ -17,7 +17,7 @@ from test_engines import engines, hop, over, run, until
 
 import hopwatch
 from exported import cascades, fresh, only_cascade, tree, verdict
-from hopwatch.instrument import a2a_results
+from hopwatch.instrumentation import a2a_results
 
 pytestmark = [
     pytest.mark.usefixtures("a2a_instrumented", "empty", "collected"),

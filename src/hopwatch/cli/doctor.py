@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from hopwatch.instrument.a2a_seams import Seam
+    from hopwatch.instrumentation.a2a_seams import Seam
 
 Level = Literal["ok", "note", "warning", "problem"]
 
@@ -134,13 +134,13 @@ def examine(
 
 
 def _sdk_folder() -> Path | None:
-    from hopwatch.instrument import a2a_seams  # noqa: PLC0415 - as below
+    from hopwatch.instrumentation import a2a_seams  # noqa: PLC0415 - as below
 
     return a2a_seams.folder()
 
 
 def _acp_folder() -> Path | None:
-    from hopwatch.instrument import acp_seams  # noqa: PLC0415 - as below
+    from hopwatch.instrumentation import acp_seams  # noqa: PLC0415 - as below
 
     return acp_seams.folder()
 
@@ -162,7 +162,7 @@ def _libraries(
 
 
 def _a2a_sdk(sdk: str | None, source: Callable[[], Path | None]) -> Iterator[Finding]:
-    from hopwatch.instrument import a2a_seams  # noqa: PLC0415 - the agent's side: only its table is needed
+    from hopwatch.instrumentation import a2a_seams  # noqa: PLC0415 - the agent's side: only its table is needed
 
     tested = ", ".join(a2a_seams.TESTED)
     if sdk is None:
@@ -200,7 +200,7 @@ def _a2a_sdk(sdk: str | None, source: Callable[[], Path | None]) -> Iterator[Fin
 
 
 def _acp(installed: str | None, source: Callable[[], Path | None]) -> Iterator[Finding]:
-    from hopwatch.instrument import a2a_seams, acp_seams  # noqa: PLC0415 - as above
+    from hopwatch.instrumentation import a2a_seams, acp_seams  # noqa: PLC0415 - as above
 
     name, tested = acp_seams.DISTRIBUTION, ", ".join(acp_seams.TESTED)
     if installed is None:

@@ -115,7 +115,7 @@ def _cause(hop: Hop) -> str:
     reason = hop.reason or ""
     if reason.startswith(names.PROCESS_KILLED):
         return "killed"
-    # Both sentences are this package's own, of exits.py and instrument/tasks.py.
+    # Both sentences are this package's own, of exits.py and instrumentation/tasks.py.
     if reason.startswith("pending at shutdown"):
         return "shutdown"
     return "collected" if "destroyed while pending" in reason else "other"

@@ -149,9 +149,9 @@ class Connection:
         self._undo.callback(self._processor.shutdown)
 
     def _instrument(self) -> None:
-        from hopwatch.instrument.a2a import A2AInstrumentor  # noqa: PLC0415
-        from hopwatch.instrument.acp import ACPInstrumentor  # noqa: PLC0415
-        from hopwatch.instrument.asyncio import AsyncioInstrumentor  # noqa: PLC0415
+        from hopwatch.instrumentation.a2a import A2AInstrumentor  # noqa: PLC0415
+        from hopwatch.instrumentation.acp import ACPInstrumentor  # noqa: PLC0415
+        from hopwatch.instrumentation.asyncio import AsyncioInstrumentor  # noqa: PLC0415
 
         for kind in (AsyncioInstrumentor, A2AInstrumentor, ACPInstrumentor):
             one = kind()

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import CodeType
 
-    from hopwatch.instrument import Patches
+    from hopwatch.instrumentation import Patches
 
 _getframe = sys._getframe  # noqa: SLF001 - the documented way to a caller that costs 60 ns
 _ASYNCIO: Final = os.path.dirname(asyncio.__file__) + os.sep  # noqa: PTH120 - compared with co_filename, a str
@@ -244,8 +244,8 @@ class Watch:
 
     def _install(self) -> None:
         from hopwatch import waits  # noqa: PLC0415 - loading the plugin has to be cheap
-        from hopwatch.instrument import Patches  # noqa: PLC0415
-        from hopwatch.instrument.service import is_service  # noqa: PLC0415
+        from hopwatch.instrumentation import Patches  # noqa: PLC0415
+        from hopwatch.instrumentation.service import is_service  # noqa: PLC0415
 
         _tools.update(waits=waits, is_service=is_service)
         self._patches = patches = Patches()

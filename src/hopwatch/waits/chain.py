@@ -98,7 +98,7 @@ def is_application(filename: str) -> bool:
 
 
 # What stands between two frames of those who await one another, and is neither's doing.
-_MACHINERY: Final = ("/hopwatch/instrument/", "/opentelemetry/instrumentation/", "/wrapt/")
+_MACHINERY: Final = ("/hopwatch/instrumentation/", "/opentelemetry/instrumentation/", "/wrapt/")
 
 
 @functools.lru_cache(maxsize=4096)
@@ -271,7 +271,7 @@ def is_anyio_group(frame: Frame) -> bool:
 def is_sending(frame: Frame) -> bool:
     """Tell whether this frame is hopwatch's own, around the sending of a message."""
     return frame.name in _SENDERS and frame.file.replace("\\", "/").endswith(
-        ("/hopwatch/instrument/a2a.py", "/hopwatch/instrument/acp.py")
+        ("/hopwatch/instrumentation/a2a.py", "/hopwatch/instrumentation/acp.py")
     )
 
 

@@ -10,8 +10,8 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Final
 
-from hopwatch.instrument import a2a_seams
-from hopwatch.instrument.a2a_seams import Release, Seam, release_of
+from hopwatch.instrumentation import a2a_seams
+from hopwatch.instrumentation.a2a_seams import Release, Seam, release_of
 
 DISTRIBUTION: Final = "agent-client-protocol"
 

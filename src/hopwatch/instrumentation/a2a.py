@@ -26,7 +26,7 @@ from opentelemetry.trace import Link
 
 from hopwatch import attributes as names
 from hopwatch import process as hopwatch_process
-from hopwatch.instrument import (
+from hopwatch.instrumentation import (
     Patches,
     a2a_events,
     a2a_grpc,

@@ -18,8 +18,8 @@ from opentelemetry import _logs
 from hopwatch import attributes as names
 from hopwatch import process as hopwatch_process
 from hopwatch import records, telemetry, waits
-from hopwatch.instrument import queues
-from hopwatch.instrument.takers import permits_of, takers_of
+from hopwatch.instrumentation import queues
+from hopwatch.instrumentation.takers import permits_of, takers_of
 from hopwatch.process import encodable, failed
 from hopwatch.telemetry import holder_of
 from hopwatch.waits.reach import awaiting
@@ -27,7 +27,7 @@ from hopwatch.waits.reach import awaiting
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from hopwatch.instrument import Patches
+    from hopwatch.instrumentation import Patches
     from hopwatch.ledger import Entry, Note
 
 SUSPECT_AFTER: Final = 250_000_000

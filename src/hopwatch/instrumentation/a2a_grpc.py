@@ -21,14 +21,14 @@ from weakref import WeakKeyDictionary, WeakValueDictionary, ref
 
 from hopwatch import attributes as names
 from hopwatch import propagation, telemetry
-from hopwatch.instrument import a2a_seams, http_client
+from hopwatch.instrumentation import a2a_seams, http_client
 from hopwatch.ledger import Note
 from hopwatch.process import current, failed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from hopwatch.instrument import Patches
+    from hopwatch.instrumentation import Patches
     from hopwatch.ledger import Entry
 
 SERVICE: Final = b"A2AService/"

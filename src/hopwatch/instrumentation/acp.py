@@ -24,14 +24,14 @@ from opentelemetry.trace import INVALID_SPAN, Link, SpanContext, TraceFlags, set
 from hopwatch import attributes as names
 from hopwatch import orphans, propagation, telemetry
 from hopwatch import process as hopwatch_process
-from hopwatch.instrument import Patches, acp_links, acp_seams, acp_wire, asgi, http_client, queues
+from hopwatch.instrumentation import Patches, acp_links, acp_seams, acp_wire, asgi, http_client, queues
 from hopwatch.process import current, encodable, failed, reason_of
 from hopwatch.telemetry import HopSpan, begin, within
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from hopwatch.instrument.acp_links import Connected
+    from hopwatch.instrumentation.acp_links import Connected
     from hopwatch.ledger import Entry
 
 UNANSWERED: Final = "nobody answers a notification"

@@ -20,13 +20,13 @@ from weakref import ref
 from hopwatch import attributes as names
 from hopwatch import process as hopwatch_process
 from hopwatch import telemetry
-from hopwatch.instrument import queues
+from hopwatch.instrumentation import queues
 from hopwatch.ledger import Note
 from hopwatch.process import current, failed
 from hopwatch.waits.chain import own
 
 if TYPE_CHECKING:
-    from hopwatch.instrument import Patches
+    from hopwatch.instrumentation import Patches
     from hopwatch.ledger import Entry
 
 _CONSUMER: Final = "a2a.server.events.event_consumer"

@@ -21,14 +21,14 @@ from opentelemetry import context as otel_context
 from hopwatch import attributes as names
 from hopwatch import exits, waits
 from hopwatch import process as hopwatch_process
-from hopwatch.instrument.service import IN_CYTHON, MAX_JUDGED, behind, is_service, own_name, work
+from hopwatch.instrumentation.service import IN_CYTHON, MAX_JUDGED, behind, is_service, own_name, work
 from hopwatch.ledger import DURATIONS_A_TICK, Entry, Note
 from hopwatch.process import current, failed, machinery
 from hopwatch.records import set_location
 from hopwatch.telemetry import HopSpan
 
 if TYPE_CHECKING:
-    from hopwatch.instrument import Patches
+    from hopwatch.instrumentation import Patches
     from hopwatch.ledger import Ledger, Outcome
 
 _ASYNCIO: Final = os.path.dirname(asyncio.__file__) + os.sep  # noqa: PTH120 - compared with co_filename, a str
@@ -39,10 +39,10 @@ _WRAPPERS: Final = {
     "opentelemetry.instrumentation.asyncio": "coro",
     # a2a-sdk 1.3.0 does so with its own telemetry, also where that is switched off.
     "a2a.utils.telemetry": "func",
-    "hopwatch.instrument.a2a": "wrapped",
-    "hopwatch.instrument.a2a_events": "original",
-    "hopwatch.instrument.a2a_results": "original",
-    "hopwatch.instrument.acp": "wrapped",
+    "hopwatch.instrumentation.a2a": "wrapped",
+    "hopwatch.instrumentation.a2a_events": "original",
+    "hopwatch.instrumentation.a2a_results": "original",
+    "hopwatch.instrumentation.acp": "wrapped",
 }
 """Modules whose coroutines stand for another one, and the local variable that holds it."""
 _ANYIO_HANDLES: Final = "anyio._core._tasks"

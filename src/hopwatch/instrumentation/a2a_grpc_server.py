@@ -15,13 +15,13 @@ from opentelemetry import context as otel_context
 
 from hopwatch import attributes as names
 from hopwatch import propagation, telemetry
-from hopwatch.instrument import asgi
-from hopwatch.instrument.a2a_grpc import CHANGED
+from hopwatch.instrumentation import asgi
+from hopwatch.instrumentation.a2a_grpc import CHANGED
 from hopwatch.process import current, failed
 from hopwatch.telemetry import HopSpan
 
 if TYPE_CHECKING:
-    from hopwatch.instrument import Patches
+    from hopwatch.instrumentation import Patches
     from hopwatch.ledger import Entry, Kind
 
 STREAMS: Final = frozenset({"SendStreamingMessage", "SubscribeToTask", "TaskSubscription"})

@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary, ref
 
 from hopwatch import attributes as names
 from hopwatch import process as hopwatch_process
-from hopwatch.instrument import acp_wire, tasks
+from hopwatch.instrumentation import acp_wire, tasks
 from hopwatch.orphans import Orphan, tell
 from hopwatch.process import encodable, failed
 

@@ -20,7 +20,7 @@ from hopwatch import process as hopwatch_process
 from hopwatch.process import current, failed
 
 if TYPE_CHECKING:
-    from hopwatch.instrument import Patches
+    from hopwatch.instrumentation import Patches
     from hopwatch.ledger import Entry, Outcome
 
 _get = current.get

@@ -13,7 +13,7 @@ from hopwatch import propagation, telemetry
 from hopwatch.process import failed, reason_of
 
 if TYPE_CHECKING:
-    from hopwatch.instrument import Patches
+    from hopwatch.instrumentation import Patches
     from hopwatch.ledger import Entry
 
 outgoing: ContextVar[Entry | None] = ContextVar("hopwatch_outgoing", default=None)

@@ -1,8 +1,4 @@
-"""Which attributes of other people's classes are replaced, and how are they put back?
-
-The package has the name of the function `hopwatch.instrument`, and takes its place in `hopwatch` once it is imported. So it
-can be called as the function.
-"""
+"""Which attributes of other people's classes are replaced, and how are they put back?"""
 
 from __future__ import annotations
 
@@ -10,29 +6,17 @@ import functools
 import inspect
 import sys
 from asyncio import coroutines
-from types import FunctionType, MethodType, ModuleType
+from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
 import wrapt
 
-from hopwatch import api
 from hopwatch.process import failed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _ABSENT = object()
-
-
-class _Callable(ModuleType):
-    """This package as the function that has its name."""
-
-    def __call__(self, url: str | None = None, *, service_name: str | None = None) -> None:
-        """As `hopwatch.instrument`."""
-        api.instrument(url, service_name=service_name)
-
-
-sys.modules[__name__].__class__ = _Callable
 
 
 def _be_as(original: Any, replacement: Any) -> None:

@@ -20,13 +20,13 @@ from weakref import ref
 
 from hopwatch import process as hopwatch_process
 from hopwatch import telemetry, waits
-from hopwatch.instrument.service import is_service
-from hopwatch.instrument.tasks import hop_in
+from hopwatch.instrumentation.service import is_service
+from hopwatch.instrumentation.tasks import hop_in
 from hopwatch.process import current, failed
 from hopwatch.waits.timers import WRAPPING
 
 if TYPE_CHECKING:
-    from hopwatch.instrument import Patches
+    from hopwatch.instrumentation import Patches
     from hopwatch.ledger import Entry, Outcome
 
 _get = current.get

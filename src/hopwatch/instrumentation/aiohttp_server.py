@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hopwatch.instrument import asgi
+from hopwatch.instrumentation import asgi
 from hopwatch.process import failed
 
 if TYPE_CHECKING:
-    from hopwatch.instrument import Patches
+    from hopwatch.instrumentation import Patches
 
 
 def _handling(wrapped: Any, _instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -19,11 +19,11 @@ from weakref import ref
 
 from hopwatch import process as hopwatch_process
 from hopwatch import telemetry
-from hopwatch.instrument import a2a_streams, queues
+from hopwatch.instrumentation import a2a_streams, queues
 from hopwatch.process import current, failed, reason_of
 
 if TYPE_CHECKING:
-    from hopwatch.instrument import Patches
+    from hopwatch.instrumentation import Patches
     from hopwatch.ledger import Entry, Outcome
 
 

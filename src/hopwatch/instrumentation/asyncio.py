@@ -8,7 +8,7 @@ from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type:
 
 from hopwatch import exits, inspect_socket
 from hopwatch import process as hopwatch_process
-from hopwatch.instrument import (
+from hopwatch.instrumentation import (
     Patches,
     deadlocks,
     ends,

@@ -17,11 +17,11 @@ from weakref import ref
 
 from hopwatch import draining, exits
 from hopwatch import process as hopwatch_process
-from hopwatch.instrument import jobs, queues
+from hopwatch.instrumentation import jobs, queues
 from hopwatch.process import failed
 
 if TYPE_CHECKING:
-    from hopwatch.instrument import Patches
+    from hopwatch.instrumentation import Patches
     from hopwatch.ledger import Entry
 
 

@@ -27,7 +27,7 @@ from hopwatch.process import current, failed
 from hopwatch.telemetry import HopSpan, begin
 
 if TYPE_CHECKING:
-    from hopwatch.instrument import Patches
+    from hopwatch.instrumentation import Patches
     from hopwatch.ledger import Entry, Kind
     from hopwatch.telemetry import Carrier
 

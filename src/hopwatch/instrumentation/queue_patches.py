@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from hopwatch import process as hopwatch_process
 from hopwatch import telemetry
-from hopwatch.instrument import takers
-from hopwatch.instrument.queues import (
+from hopwatch.instrumentation import takers
+from hopwatch.instrumentation.queues import (
     IGNORED,
     Line,
     came_back,
@@ -40,7 +40,7 @@ from hopwatch.instrument.queues import (
 from hopwatch.process import current, failed
 
 if TYPE_CHECKING:
-    from hopwatch.instrument import Patches
+    from hopwatch.instrumentation import Patches
 
 _get = current.get
 

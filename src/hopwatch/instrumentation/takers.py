@@ -17,7 +17,7 @@ from weakref import ref
 from hopwatch.process import failed
 
 if TYPE_CHECKING:
-    from hopwatch.instrument import Patches
+    from hopwatch.instrumentation import Patches
 
 MAX_TAKERS: Final = 64
 """How many living tasks that took from a queue are known; with more, nothing is known."""

@@ -17,11 +17,11 @@ from weakref import WeakSet, ref
 from hopwatch import attributes as names
 from hopwatch import process as hopwatch_process
 from hopwatch import telemetry, waits
-from hopwatch.instrument import queues
+from hopwatch.instrumentation import queues
 from hopwatch.process import current, failed
 
 if TYPE_CHECKING:
-    from hopwatch.instrument import Patches
+    from hopwatch.instrumentation import Patches
     from hopwatch.ledger import Entry
 
 MAX_TOLD = 8

@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
 from hopwatch import telemetry
-from hopwatch.instrument import queues
+from hopwatch.instrumentation import queues
 from hopwatch.waits.chain import walk
 from hopwatch.waits.graph import SCANNED
 from hopwatch.waits.objects import coroutine_of, field_of, has_ended, waits_for
