@@ -11,10 +11,10 @@ from a2a.types.a2a_pb2 import SubscribeToTaskRequest
 import hopwatch
 from exported import fresh, only_cascade, verdict
 from hopwatch import process
+from hopwatch.hop_waits import what_it_waits_on
 from hopwatch.instrumentation.a2a import A2AInstrumentor
 from hopwatch.instrumentation.a2a_streams import _deliveries
 from hopwatch.instrumentation.asyncio import AsyncioInstrumentor
-from hopwatch.telemetry import what_it_waits_on
 from test_a2a import Executor, card_of, complete, hop, over, request
 
 

@@ -9,7 +9,8 @@ import httpx
 import pytest
 
 from hopwatch import process, waits
-from hopwatch.telemetry import HopSpan, what_it_waits_on
+from hopwatch.hop_waits import what_it_waits_on
+from hopwatch.telemetry import HopSpan
 from test_a2a import agent, answers, client, complete, request
 from test_waits import finish, seen
 

@@ -13,7 +13,7 @@ from opentelemetry import _logs
 import hopwatch
 from exported import cascades, ours, verdict
 from hopwatch import attributes as names
-from hopwatch import telemetry
+from hopwatch import hop_waits
 from hopwatch.instrumentation import deadlocks, takers
 
 SINCE_311 = pytest.mark.skipif(sys.version_info < (3, 11), reason="new in Python 3.11; ci: may be skipped")
@@ -423,11 +423,11 @@ def test_who_waits_behind_it_is_told_of_it_too(play, watched):
         tasks = await main()
         await tick_of(watched, 3)
         (hop,) = [hop for hop in watched.ledger.open_hops() if hop.name == "behind"]
-        told, _ = telemetry.what_it_waits_on(hop)
+        told, _ = hop_waits.what_it_waits_on(hop)
         assert len(told["deadlock"]["edges"]) == 2
         tasks[0].cancel()
         await asyncio.wait(tasks[:1])
-        told, _ = telemetry.what_it_waits_on(watched.ledger.open_hops()[0])
+        told, _ = hop_waits.what_it_waits_on(watched.ledger.open_hops()[0])
         assert "deadlock" not in told
         return tasks
 

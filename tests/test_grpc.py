@@ -47,7 +47,7 @@ import hopwatch
 import test_a2a
 from exported import cascades, ends, exporter, fresh, only_cascade, others, tree, verdict
 from hopwatch import attributes as names
-from hopwatch import process, propagation, telemetry
+from hopwatch import hop_waits, process, propagation
 from hopwatch.instrumentation import Patches, a2a_grpc, a2a_grpc_server, a2a_seams, http_client
 from hopwatch.instrumentation.a2a import A2AInstrumentor, missing
 from test_a2a import MESSAGE, Executor, answers, complete, hop, over, request, run, served
@@ -1327,7 +1327,7 @@ def test_grpc_takes_the_wrapped_methods_for_what_they_are(older):
 async def told_of(task, until):
     """What is said of a task by a thread that looks, once that is what the story waits for."""
     for _ in range(3000):
-        told = (await asyncio.to_thread(telemetry.look_at, task)).as_dict()
+        told = (await asyncio.to_thread(hop_waits.look_at, task)).as_dict()
         if until(told):
             return told
         await asyncio.sleep(0.01)
@@ -1369,7 +1369,7 @@ def test_who_awaits_an_answer_is_known_to_ask_for_it_and_whom(streaming):
                 told = await told_of(asking, lambda told: told.get("asks"))
                 assert told["asks"] == [send.id]
                 assert open_hop("request").instance_of().status == 0
-                waits = telemetry.what_it_waits_on(open_hop("request"))[0]
+                waits = hop_waits.what_it_waits_on(open_hop("request"))[0]
                 assert waits["owes"] is True
             assert (told["kind"], told["moves"], told["send"]["agent"]) == ("call", True, "agent")
             assert told["send"]["url"] == address

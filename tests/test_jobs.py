@@ -13,7 +13,7 @@ import weakref
 import pytest
 
 import hopwatch
-from hopwatch import process, telemetry
+from hopwatch import hop_waits, process
 from hopwatch.instrumentation import jobs
 
 
@@ -415,7 +415,7 @@ def told_of(watched, name):
     """What is said of an entry that has outlasted its hop, and so has become a hop of its own."""
     watched.tick(later=5)
     (hop,) = [each for each in watched.ledger.open_hops() if each.name == name]
-    return telemetry.what_it_waits_on(hop)
+    return hop_waits.what_it_waits_on(hop)
 
 
 def test_a_timer_that_outlasts_its_hop_says_when_it_runs(watched, run):
@@ -502,7 +502,7 @@ def test_work_that_no_task_does_is_not_said_to_be_over_and_moves_whatever_it_has
         task = loop.create_task(waits(event))
         loop.run_until_complete(turns())
         (hop,) = watched.ledger.open_hops()
-        told, moves = telemetry.what_it_waits_on(hop)
+        told, moves = hop_waits.what_it_waits_on(hop)
         assert (told["what"], moves) == ("its own work, which no asyncio task does", True)
         assert [each["kind"] for each in told["of"]] == ["event", "event"]
         event_set = loop.call_soon(event.set)

@@ -9,8 +9,8 @@ import pytest
 
 import hopwatch
 from hopwatch import process
+from hopwatch.hop_waits import holder_of
 from hopwatch.instrumentation import locks
-from hopwatch.telemetry import holder_of
 
 
 def waits(watched):

@@ -17,7 +17,7 @@ import anyio
 import pytest
 
 import hopwatch
-from hopwatch import telemetry, waits
+from hopwatch import hop_waits, waits
 
 HERE = __file__
 SINCE_311 = pytest.mark.skipif(sys.version_info < (3, 11), reason="new in Python 3.11; ci: may be skipped")
@@ -497,11 +497,11 @@ def test_a_wait_that_has_not_changed_reads_the_same_at_the_next_look(watched, ru
     async def main():
         await Shop().at_rest(stays(), "asks")
         (hop,) = watched.ledger.open_hops()
-        first = telemetry.what_it_waits_on(hop)
+        first = hop_waits.what_it_waits_on(hop)
         for _ in range(50):
-            if telemetry.what_it_waits_on(hop) == first:
+            if hop_waits.what_it_waits_on(hop) == first:
                 break
-        again = [telemetry.what_it_waits_on(hop) == first for _ in range(50)]
+        again = [hop_waits.what_it_waits_on(hop) == first for _ in range(50)]
         # Else each heartbeat would send a marker for each hop that sleeps. A clock that is set is a change.
         assert again.count(True) >= 48
 

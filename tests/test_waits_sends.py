@@ -9,7 +9,7 @@ from starlette.routing import Route
 
 import hopwatch
 from exported import fresh
-from hopwatch import process, telemetry
+from hopwatch import hop_waits, process
 from hopwatch.instrumentation.a2a import A2AInstrumentor
 from hopwatch.instrumentation.asyncio import AsyncioInstrumentor
 from hopwatch.instrumentation.http_client import Target
@@ -49,7 +49,7 @@ async def told_of(task, until=lambda told: "data from" in told["what"]):
     """What is said of a task by a thread that looks, once that is what the story waits for."""
     end = time.monotonic() + 30
     while True:
-        told = (await asyncio.to_thread(telemetry.look_at, task)).as_dict()
+        told = (await asyncio.to_thread(hop_waits.look_at, task)).as_dict()
         if until(told):
             return told
         assert time.monotonic() < end, told
@@ -80,7 +80,7 @@ def test_a_blocking_send_names_the_agent_its_url_and_since_when(binding, path):
                 "method": "SendMessage", "since": since, "agent": "agent", "url": f"{url}{path}",
             }  # fmt: skip
             # Of the hop the same is told, by whatever way somebody asks; how long it has taken is told apart.
-            assert telemetry.what_it_waits_on(send)[0]["what"] == told["what"]
+            assert hop_waits.what_it_waits_on(send)[0]["what"] == told["what"]
             (pending,) = [each for each in hopwatch.pending() if each.kind == "send"]
             assert pending.waits_on["send"]["age"] == pytest.approx(time.time() - since, abs=5)
             stage.go_on.set()

@@ -179,12 +179,12 @@ def pending(cascade: str | None = None) -> list[Pending]:
 
 
 def _orphans() -> list[Pending]:
-    from hopwatch import orphans, telemetry, waits  # noqa: PLC0415
+    from hopwatch import hop_waits, orphans, waits  # noqa: PLC0415
 
     out = []
     for loop in orphans.now():
         started = datetime.fromtimestamp(loop.since / 1e9, tz=timezone.utc)
-        waiting = waits.with_times(telemetry.look_at(loop.task).as_dict())
+        waiting = waits.with_times(hop_waits.look_at(loop.task).as_dict())
         out.append(Pending("service", loop.name, "", None, started, False, waiting, owner=loop.owner))
     return out
 

@@ -31,8 +31,8 @@ from typing import TYPE_CHECKING, Any, Final
 from opentelemetry import _logs, metrics, trace
 
 from hopwatch import attributes as names
+from hopwatch import hop_waits, records, telemetry, waits
 from hopwatch import process as hopwatch_process
-from hopwatch import records, telemetry, waits
 from hopwatch.ledger import Entry, Note
 from hopwatch.process import failed
 
@@ -172,9 +172,9 @@ def sample(noted: Entry | Note, timers: waits.Timers | None = None) -> Sampled:
     """What one entry waits on, or None where that is not known."""
     try:
         if isinstance(noted, Entry) and noted.visible:
-            told = telemetry.what_it_waits_on(noted, timers)[0]
+            told = hop_waits.what_it_waits_on(noted, timers)[0]
         else:
-            found = telemetry.of_entry(noted, timers)
+            found = hop_waits.of_entry(noted, timers)
             told = found[0] if found is not None else None
         return waits.with_times(told) if told is not None else None
     except Exception:  # noqa: BLE001
@@ -498,10 +498,10 @@ def _abandon(noted: Entry | Note, why: str, sampled: Sampled) -> int:
 
 def held_told(hop: Entry) -> Sampled:
     """What the items wait on that a hop only counts; None where there are none that somebody else does not tell of."""
-    if telemetry.explain_held is None:
+    if hop_waits.explain_held is None:
         return None
     try:
-        parts = telemetry.explain_held(hop, None)
+        parts = hop_waits.explain_held(hop, None)
     except Exception:  # noqa: BLE001
         failed("exits.held")
         return None

@@ -16,7 +16,7 @@ from collections import Counter
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from hopwatch import orphans, records, telemetry, waits
+from hopwatch import hop_waits, orphans, records, telemetry, waits
 from hopwatch import process as hopwatch_process
 from hopwatch.instrumentation import deadlocks
 from hopwatch.ledger import Entry, Note
@@ -392,7 +392,7 @@ class _Look:
             told["waits_on"] = None
             return told
         try:
-            wait = telemetry.look_at(task, made_in=made_in, timers=self.timers)
+            wait = hop_waits.look_at(task, made_in=made_in, timers=self.timers)
             if wait.kind == "running" and not running:
                 told["state"] = "ready"
             said = {key: value for key, value in wait.as_dict().items() if key not in ("of", "queue")}
@@ -479,7 +479,7 @@ class _Look:
         told["waits_on"] = None
         if time.monotonic() <= self.until:
             try:
-                waiting, _ = telemetry.what_it_waits_on(hop, self.timers)
+                waiting, _ = hop_waits.what_it_waits_on(hop, self.timers)
                 told["waits_on"] = waits.with_times(waiting) if waiting is not None else None
             except Exception:  # noqa: BLE001
                 failed("ps.hop")

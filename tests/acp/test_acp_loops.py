@@ -125,9 +125,9 @@ def test_what_a_message_starts_counts_on_its_hop_and_not_on_the_cascade_that_mad
 
 
 def waits_of(task):
-    from hopwatch import telemetry
+    from hopwatch import hop_waits
 
-    return telemetry.look_at(task)
+    return hop_waits.look_at(task)
 
 
 def test_who_awaits_an_answer_says_for_which_method_and_whose_and_moves_by_that_answer_alone(watched):

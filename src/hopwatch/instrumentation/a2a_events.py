@@ -17,8 +17,8 @@ from time import time_ns
 from typing import TYPE_CHECKING, Any, Final
 from weakref import ref
 
+from hopwatch import hop_waits
 from hopwatch import process as hopwatch_process
-from hopwatch import telemetry
 from hopwatch.instrumentation import a2a_streams, queues
 from hopwatch.process import current, failed, reason_of
 
@@ -344,7 +344,7 @@ def what_they_wait_on(hop: Entry, timers: Any = None) -> tuple[int, list[tuple[d
         if task is None:
             told.append(({"kind": "unknown", "what": "an event without a consumer", "moves": True}, True))
             continue
-        wait = telemetry.look_at(task, timers=timers)
+        wait = hop_waits.look_at(task, timers=timers)
         what = f"the SDK's consumer, with {mine} events not processed: {wait.what}"
         told.append(({**wait.as_dict(), "what": what}, wait.moves))
     return count, told

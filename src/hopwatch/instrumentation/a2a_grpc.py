@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary, WeakValueDictionary, ref
 
 from hopwatch import attributes as names
-from hopwatch import propagation, telemetry
+from hopwatch import hop_waits, propagation
 from hopwatch.instrumentation import a2a_seams, http_client
 from hopwatch.ledger import Note
 from hopwatch.process import current, failed
@@ -398,7 +398,7 @@ def instrument(patches: Patches) -> list[str]:
     Returns:
         The names of what this release does not have.
     """
-    telemetry.asks = http_client.asks
+    hop_waits.asks = http_client.asks
     missing = []
     forget()
     for seam in a2a_seams.CALLS:

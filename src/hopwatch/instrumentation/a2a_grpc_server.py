@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from opentelemetry import context as otel_context
 
 from hopwatch import attributes as names
-from hopwatch import propagation, telemetry
+from hopwatch import hop_waits, propagation
 from hopwatch.instrumentation import asgi
 from hopwatch.instrumentation.a2a_grpc import CHANGED
 from hopwatch.process import current, failed
@@ -223,7 +223,7 @@ def serve(patches: Patches, handler: Any, method: str) -> bool:
     Returns:
         Whether this release has it.
     """
-    telemetry.owes_answer = asgi.owes_answer
+    hop_waits.owes_answer = asgi.owes_answer
     streams = method in STREAMS
     found = getattr(handler, method, None)
     # What the generated servicer has for a method that nobody serves is a plain function, and gRPC calls it in a thread.

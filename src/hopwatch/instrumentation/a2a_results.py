@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Final
 from weakref import ref
 
 from hopwatch import attributes as names
+from hopwatch import hop_waits
 from hopwatch import process as hopwatch_process
-from hopwatch import telemetry
 from hopwatch.instrumentation import queues
 from hopwatch.ledger import Note
 from hopwatch.process import current, failed
@@ -361,7 +361,7 @@ def what_they_wait_on(hop: Entry, timers: Any = None) -> tuple[int, list[tuple[d
             what = "an event whose reader has ended" if left else "an event that nobody reads"
             told.append(({"kind": "unknown", "what": what, "moves": not left}, not left))
             continue
-        wait = telemetry.look_at(task, timers=timers)
+        wait = hop_waits.look_at(task, timers=timers)
         entry = events.reading_on() if events.reading_on is not None else None
         if entry is not None and wait.file is not None:
             # Where it is collected, its coroutine may be closed already and tell nothing any more.
@@ -372,7 +372,7 @@ def what_they_wait_on(hop: Entry, timers: Any = None) -> tuple[int, list[tuple[d
 
 
 def polling(frames: list[Any]) -> tuple[int, object] | None:
-    """Tell of an `EventConsumer` that asks an empty queue twice a second whether there is an event (`telemetry.polling`).
+    """Tell of an `EventConsumer` that asks an empty queue twice a second whether there is an event (`hop_waits.polling`).
 
     A turn of that brings something only if there is an event, the queue is closed, or the execution has failed meanwhile.
     """
@@ -429,7 +429,7 @@ def instrument_queue(patches: Patches, owner: Any) -> None:
     patches.add(owner, "_hopwatch_results", None)
     if what_they_wait_on not in queues.also_held:
         queues.also_held.append(what_they_wait_on)
-    telemetry.polling = polling
+    hop_waits.polling = polling
     hopwatch_process.on_tick(look)
 
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet, ref
 
 from hopwatch import attributes as names
+from hopwatch import hop_waits, waits
 from hopwatch import process as hopwatch_process
-from hopwatch import telemetry, waits
 from hopwatch.instrumentation import queues
 from hopwatch.process import current, failed
 
@@ -151,7 +151,7 @@ def what_it_waits_on(delivery: Delivery, timers: waits.Timers | None = None) -> 
     producer = delivery.entry.runner()
     if producer is None:
         return {"kind": "unknown", "what": "the SDK's producer, which is gone", "moves": True}, True
-    closing = telemetry.look_at(producer, timers=timers)
+    closing = hop_waits.look_at(producer, timers=timers)
     sinks = _sinks(delivery)
     if not sinks:
         return closing.as_dict(), True
@@ -182,7 +182,7 @@ def _reader(sink: Any, timers: waits.Timers | None) -> tuple[str, waits.Wait | N
     names_of = [f"{hop.kind} {hop.name} ({hop.id})"] if hop is not None and hop.visible else []
     if task is None or task.done():
         return " ".join(names_of) or "(unknown)", None
-    wait = telemetry.look_at(task, timers=timers)
+    wait = hop_waits.look_at(task, timers=timers)
     return " of ".join([f"'{task.get_name()}'", *names_of]), wait
 
 
@@ -205,7 +205,7 @@ def instrument(patches: Patches, owner: Any) -> None:
     if sink is not None:
         patches.add(sink, "_hopwatch_reader", None)
         patches.add(sink, "_hopwatch_left", False)
-    telemetry.explain_event = explain
+    hop_waits.explain_event = explain
     hopwatch_process.on_tick(look)
 
 

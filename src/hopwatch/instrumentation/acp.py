@@ -22,7 +22,7 @@ from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type:
 from opentelemetry.trace import INVALID_SPAN, Link, SpanContext, TraceFlags, set_span_in_context
 
 from hopwatch import attributes as names
-from hopwatch import orphans, propagation, telemetry
+from hopwatch import hop_waits, orphans, propagation
 from hopwatch import process as hopwatch_process
 from hopwatch.instrumentation import Patches, acp_links, acp_seams, acp_wire, asgi, http_client, queues
 from hopwatch.process import current, encodable, failed, reason_of
@@ -611,9 +611,9 @@ class ACPInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         self._patches = Patches()
         del missing[:]
         try:
-            telemetry.asks = http_client.asks
-            telemetry.owes_answer = asgi.owes_answer
-            telemetry.is_read = acp_links.is_read
+            hop_waits.asks = http_client.asks
+            hop_waits.owes_answer = asgi.owes_answer
+            hop_waits.is_read = acp_links.is_read
             if acp_links.orphaned not in orphans.sources:
                 orphans.sources.append(acp_links.orphaned)
             if acp_links.undecided not in hopwatch_process.keeps_looking:

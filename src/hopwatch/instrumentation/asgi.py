@@ -21,8 +21,8 @@ from opentelemetry import trace
 from opentelemetry.trace import Link, SpanContext, TraceFlags
 
 from hopwatch import attributes as names
+from hopwatch import hop_waits, propagation
 from hopwatch import process as hopwatch_process
-from hopwatch import propagation, telemetry
 from hopwatch.process import current, failed
 from hopwatch.telemetry import HopSpan, begin
 
@@ -334,7 +334,7 @@ def _beginning_span(wrapped: Any, _instance: Any, args: tuple[Any, ...], kwargs:
 
 def instrument(patches: Patches) -> None:
     """Wrap the servers' calls of applications, and `starlette.applications.Starlette`, which FastAPI inherits from."""
-    telemetry.owes_answer = owes_answer
+    hop_waits.owes_answer = owes_answer
     for name, hook in (
         ("starlette.applications", lambda module: patches.replace(module.Starlette, "__call__", _calling)),
         (

@@ -16,12 +16,12 @@ from weakref import WeakKeyDictionary
 from opentelemetry import _logs
 
 from hopwatch import attributes as names
+from hopwatch import hop_waits, records, telemetry, waits
 from hopwatch import process as hopwatch_process
-from hopwatch import records, telemetry, waits
+from hopwatch.hop_waits import holder_of
 from hopwatch.instrumentation import queues
 from hopwatch.instrumentation.takers import permits_of, takers_of
 from hopwatch.process import encodable, failed
-from hopwatch.telemetry import holder_of
 from hopwatch.waits.reach import awaiting
 
 if TYPE_CHECKING:
@@ -252,7 +252,7 @@ def explain(hop: Entry) -> tuple[dict[str, Any], bool] | None:
 
 def instrument(_: Patches) -> None:
     """Have the ticker look for deadlocks."""
-    telemetry.explain_deadlock = explain
+    hop_waits.explain_deadlock = explain
     hopwatch_process.on_tick(look)
 
 

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit, urlunsplit
 from weakref import ref
 
 from hopwatch import attributes as names
-from hopwatch import propagation, telemetry
+from hopwatch import hop_waits, propagation
 from hopwatch.process import failed, reason_of
 
 if TYPE_CHECKING:
@@ -185,6 +185,6 @@ def asks(task: object) -> str | None:
 
 def instrument(patches: Patches, module: Any) -> None:
     """Wrap `httpx.AsyncClient.send`, through which every request goes, and the transport, through which each attempt does."""
-    telemetry.asks = asks
+    hop_waits.asks = asks
     patches.wrap(module.AsyncClient, "send", _sending)
     patches.wrap(module.AsyncHTTPTransport, "handle_async_request", _attempting)

@@ -18,8 +18,8 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any, Final
 from weakref import ref
 
+from hopwatch import hop_waits, waits
 from hopwatch import process as hopwatch_process
-from hopwatch import telemetry, waits
 from hopwatch.instrumentation.service import is_service
 from hopwatch.instrumentation.tasks import hop_in
 from hopwatch.process import current, failed
@@ -289,7 +289,7 @@ def _written_at(handle: Any) -> dict[str, Any]:
 
 def instrument(patches: Patches) -> None:
     """Replace what starts jobs, threads and timers."""
-    telemetry.explain_outside = explain
+    hop_waits.explain_outside = explain
     patches.replace(concurrent.futures.thread.ThreadPoolExecutor, "submit", _submitting)
     patches.replace(threading.Thread, "start", _starting)
     patches.replace(asyncio.BaseEventLoop, "call_at", _scheduling)

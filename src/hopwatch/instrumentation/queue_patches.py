@@ -11,8 +11,8 @@ import functools
 import sys
 from typing import TYPE_CHECKING, Any
 
+from hopwatch import hop_waits
 from hopwatch import process as hopwatch_process
-from hopwatch import telemetry
 from hopwatch.instrumentation import takers
 from hopwatch.instrumentation.queues import (
     IGNORED,
@@ -171,7 +171,7 @@ def _shutting(original: Any) -> Any:
 
 def instrument(patches: Patches) -> None:
     """Replace the methods of `asyncio.Queue` through which every item goes."""
-    telemetry.explain_event, telemetry.explain_held = what_event_waits_on, waiting_items
+    hop_waits.explain_event, hop_waits.explain_held = what_event_waits_on, waiting_items
     takers.instrument(patches)
     patches.replace(asyncio.Queue, "put_nowait", _putting)
     patches.replace(asyncio.Queue, "get_nowait", _getting)

@@ -24,8 +24,8 @@ from opentelemetry import context as otel_context
 from opentelemetry import trace
 
 from hopwatch import attributes as names
+from hopwatch import hop_waits, waits
 from hopwatch import process as hopwatch_process
-from hopwatch import telemetry, waits
 from hopwatch.ledger import Entry
 from hopwatch.process import current, failed, machinery
 from hopwatch.telemetry import HopSpan
@@ -790,7 +790,7 @@ def what_event_waits_on(
         if line is not None and line.consumer is not None:
             consumers.append(line.consumer())
         told: list[waits.Wait] = [
-            telemetry.look_at(task, ledger=entry.ledger, timers=timers, rests_on=rests_on)
+            hop_waits.look_at(task, ledger=entry.ledger, timers=timers, rests_on=rests_on)
             for task in consumers[:4]
             if task is not None
         ]
@@ -814,7 +814,7 @@ def what_event_waits_on(
     task = entry.runner()
     if task is None:
         return {"kind": "unknown", "what": "its consumer, which is gone", "moves": True}, True
-    wait = telemetry.look_at(task, ledger=entry.ledger, timers=timers, rests_on=rests_on)
+    wait = hop_waits.look_at(task, ledger=entry.ledger, timers=timers, rests_on=rests_on)
     return {**wait.as_dict(), "what": f"its consumer, without task_done so far: {wait.what}"}, wait.moves
 
 
@@ -838,7 +838,7 @@ def waiting_items(hop: Entry, timers: waits.Timers | None = None) -> list[tuple[
             if consumer is None or (line.quiet and hop.done is None):
                 continue
             task = consumer[0]() if consumer[0] is not None else None
-            wait = telemetry.look_at(task, timers=timers) if task is not None else None
+            wait = hop_waits.look_at(task, timers=timers) if task is not None else None
             what = "a consumer, without task_done so far" + (f": {wait.what}" if wait is not None else "")
             told = {**(wait.as_dict() if wait is not None else {"kind": "unknown"}), "what": what}
             out.append((told, wait.moves if wait is not None else True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
-from hopwatch import telemetry
+from hopwatch import hop_waits
 from hopwatch.instrumentation import queues
 from hopwatch.waits.chain import walk
 from hopwatch.waits.graph import SCANNED
@@ -103,4 +103,4 @@ def _tasks_of(loop: Any) -> list[Any]:
 
 def instrument() -> None:
     """Have it told with every wait at a queue or a lock."""
-    telemetry.working_on, telemetry.seen_holding = working_on, seen_holding
+    hop_waits.working_on, hop_waits.seen_holding = working_on, seen_holding
