@@ -235,3 +235,54 @@ def test_an_application_that_raises_is_answered_for_by_its_server_and_has_failed
         assert (webhook.kind, webhook.outcome, webhook.reason) == ("webhook", "failed", "ValueError")
 
     run(story)
+
+
+def carrying(number):
+    """The headers of a push of a hop that is known by its number."""
+    return [(b"tracestate", f"hopwatch={number:032x}-{number:016x}-push".encode())]
+
+
+async def asked(app, number):
+    """Ask an application in this process, as the push of a hop; what it sends. The list of headers is nobody's but the request's."""
+    scope = {"type": "http", "method": "POST", "path": "/hook", "headers": carrying(number)}
+    sent = []
+
+    async def receive():
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message):
+        sent.append(message)
+
+    await app(scope, receive, send)
+    return sent
+
+
+def starlette_around(app):
+    outermost = Starlette()
+    outermost.build_middleware_stack = lambda: app
+    return outermost
+
+
+async def answers_ok(_scope, _receive, send):
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b""})
+
+
+def test_a_request_within_one_whose_headers_a_middleware_has_replaced_is_one_of_its_own():
+    acknowledged = []
+    inner = starlette_around(answers_ok)
+
+    async def around(scope, receive, send):
+        # Nobody of theirs keeps the list: the next one may be at its place in memory.
+        scope["headers"] = tuple(scope["headers"])
+        for _ in range(20):
+            (start, _) = await asked(inner, 77)
+            acknowledged.append(b"hopwatch-hop" in dict(start["headers"]))
+        await answers_ok(scope, receive, send)
+
+    async def story():
+        for number in range(1, 11):
+            await asked(starlette_around(around), number)
+
+    run(story)
+    assert acknowledged == [True] * 200

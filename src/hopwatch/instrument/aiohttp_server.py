@@ -25,7 +25,7 @@ def _handling(wrapped: Any, _instance: Any, args: tuple[Any, ...], kwargs: dict[
         failed("aiohttp.request")
     if exchange is None:
         return wrapped(*args, **kwargs)
-    exchange.raw = 0  # that list is nobody else's
+    exchange.raw = None  # that list is nobody else's
     return asgi.serve(exchange, scope, lambda: wrapped(*args, **kwargs))
 
 

@@ -53,8 +53,11 @@ class Exchange:
     )
 
     def __init__(self, scope: Any) -> None:
-        self.raw = id(scope["headers"])
-        """Which list of headers it was read from: an application within another one is called with the same."""
+        self.raw: Any = scope["headers"]
+        """Which list of headers it was read from: an application within another one is called with the same.
+
+        It is kept until the request is over, for nothing else says that a list is the same: ids are used again.
+        """
         self.headers = {
             name.decode("latin-1"): value.decode("latin-1")
             for name, value in scope["headers"]
@@ -114,6 +117,7 @@ class Exchange:
     def close(self, error: BaseException | None) -> None:
         """End the hop as the response, or the lack of one, says."""
         self.answered = self.over = True
+        self.raw = None
         entry = self.entry
         if entry is None:
             return
@@ -155,7 +159,7 @@ def exchange_of(scope: Any) -> Exchange | None:
     """The exchange that begins with this request; None where it is part of the one that is being served."""
     outer = serving.get()
     inside = outer is not None and not outer.answered
-    if inside and outer is not None and outer.raw == id(scope["headers"]):
+    if inside and outer is not None and outer.raw is scope["headers"]:
         return None
     exchange = Exchange(scope)
     # An application mounted in another one is served within the same request. The next request of a connection may be
