@@ -242,9 +242,9 @@ def carrying(number):
     return [(b"tracestate", f"hopwatch={number:032x}-{number:016x}-push".encode())]
 
 
-async def asked(app, number):
+async def asked(app, number, path="/hook"):
     """Ask an application in this process, as the push of a hop; what it sends. The list of headers is nobody's but the request's."""
-    scope = {"type": "http", "method": "POST", "path": "/hook", "headers": carrying(number)}
+    scope = {"type": "http", "method": "POST", "path": path, "headers": carrying(number)}
     sent = []
 
     async def receive():
@@ -286,3 +286,55 @@ def test_a_request_within_one_whose_headers_a_middleware_has_replaced_is_one_of_
 
     run(story)
     assert acknowledged == [True] * 200
+
+
+def test_what_an_application_sends_again_and_again_stays_as_it_is():
+    start = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]}
+    bare = {"type": "http.response.start", "status": 204}
+
+    async def app(scope, receive, send):
+        await send(start if scope["path"] == "/hook" else bare)
+        await send({"type": "http.response.body", "body": b""})
+
+    async def story():
+        outermost = starlette_around(app)
+        for number in range(1, 6):
+            (sent, _) = await asked(outermost, number)
+            found = [value.decode() for name, value in sent["headers"] if name == b"hopwatch-hop"]
+            assert len(found) == 1
+            assert found[0].startswith(f"00-{number:032x}-")
+            assert (b"content-type", b"text/plain") in sent["headers"]
+            (sent, _) = await asked(outermost, number, "/other")
+            assert sent["status"] == 204
+            assert b"hopwatch-hop" in dict(sent["headers"])
+
+    run(story)
+    assert start == {
+        "type": "http.response.start",
+        "status": 200,
+        "headers": [(b"content-type", b"text/plain")],
+    }
+    assert bare == {"type": "http.response.start", "status": 204}
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_a_constant_start_of_a_response_tells_one_caller_nothing_of_another(server):
+    start = {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]}
+
+    async def app(scope, receive, send):
+        await send(start)
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    async def story():
+        serve, parser = SERVERS[server]
+        async with serve(app, parser) as url, httpx.AsyncClient(timeout=60) as http:
+            for number in range(1, 4):
+                carried = {name.decode(): value.decode() for name, value in carrying(number)}
+                answer = await http.post(f"{url}/hook", json={}, headers=carried)
+                (told,) = answer.headers.get_list("hopwatch-hop")
+                assert told.startswith(f"00-{number:032x}-")
+            answer = await http.get(url)
+            assert not {"hopwatch-hop", "traceresponse"} & {*answer.headers}
+
+    run(story)
+    assert start["headers"] == [(b"content-length", b"2")]

@@ -132,11 +132,18 @@ class Exchange:
         else:
             entry.finish()
 
-    def acknowledge(self, message: Any) -> None:
-        """Add the acknowledgement to the start of the response."""
+    def acknowledge(self, message: Any) -> Any:
+        """Acknowledge the request in the start of its response.
+
+        Args:
+            message: the start of the response; it and its headers are the application's, which may send them again.
+
+        Returns:
+            The message to send in its place; the same where there is nothing to say.
+        """
         self.status = message.get("status", 0)
         if self.entry is None and self.carrier is None:
-            return
+            return message
         value = propagation.acknowledgement(self.entry, self.carrier.cascade if self.carrier else "").encode()
         headers = list(message.get("headers") or ())
         if not any(name.lower() == b"traceresponse" for name, _ in headers):
@@ -144,7 +151,7 @@ class Exchange:
         headers.append((names.ACKNOWLEDGEMENT_HEADER.encode(), value))
         if self.before:
             headers.append((names.ATTEMPTS_HEADER.encode(), str(self.before).encode()))
-        message["headers"] = headers
+        return {**message, "headers": headers}
 
 
 def _trace_of(context: Any) -> int:
@@ -198,7 +205,7 @@ async def _call(call: Any, scope: Any, receive: Any, send: Any, *more: Any, apar
     async def acknowledging(message: Any) -> None:
         if message["type"] == "http.response.start":
             try:
-                begun.acknowledge(message)
+                message = begun.acknowledge(message)
             except Exception:  # noqa: BLE001
                 failed("asgi.acknowledge")
         elif message["type"] == "http.response.body" and not message.get("more_body"):
