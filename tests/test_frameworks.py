@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import logging
 
 import fastapi
 import httpx
@@ -338,3 +339,32 @@ def test_a_constant_start_of_a_response_tells_one_caller_nothing_of_another(serv
 
     run(story)
     assert start["headers"] == [(b"content-length", b"2")]
+
+
+@pytest.mark.parametrize("parser", ["h11", "httptools"])
+def test_what_an_application_returns_reaches_its_server(parser):
+    said = []
+    heard = logging.Handler()
+    heard.emit = lambda record: said.append(record.getMessage())
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"{}"})
+        return "oops"
+
+    async def story():
+        async with by_uvicorn(app, parser) as url:
+            logging.getLogger("uvicorn.error").addHandler(heard)
+            host, port = url.removeprefix("http://").split(":")
+            for headers in ("", f"tracestate: {carrying(1)[0][1].decode()}\r\n"):
+                reader, writer = await asyncio.open_connection(host, int(port))
+                writer.write(f"GET / HTTP/1.1\r\nhost: a\r\n{headers}\r\n".encode())
+                answer = await asyncio.wait_for(reader.read(), 60)  # uvicorn closes the connection
+                assert answer.endswith(b"\r\n\r\n{}")
+                writer.close()
+
+    try:
+        run(story)
+    finally:
+        logging.getLogger("uvicorn.error").removeHandler(heard)
+    assert said == ["ASGI callable should return None, but returned 'oops'."] * 2

@@ -180,7 +180,7 @@ def exchange_of(scope: Any) -> Exchange | None:
     return exchange
 
 
-async def _call(call: Any, scope: Any, receive: Any, send: Any, *more: Any, apart: bool = False) -> None:
+async def _call(call: Any, scope: Any, receive: Any, send: Any, *more: Any, apart: bool = False) -> Any:
     """Call an application, or what hands on to it, within the exchange that begins with that.
 
     Args:
@@ -190,6 +190,9 @@ async def _call(call: Any, scope: Any, receive: Any, send: Any, *more: Any, apar
         send: the same.
         more: what the application is called with besides.
         apart: whether what `send` does is the server's own business, and none of the request's.
+
+    Returns:
+        What the application returns: uvicorn closes the connection of one that returns anything.
     """
     exchange = None
     if scope["type"] == "http":
@@ -198,11 +201,10 @@ async def _call(call: Any, scope: Any, receive: Any, send: Any, *more: Any, apar
         except Exception:  # noqa: BLE001
             failed("asgi.request")
     if exchange is None:
-        await call(scope, receive, send, *more)
-        return
+        return await call(scope, receive, send, *more)
     begun = exchange
 
-    async def acknowledging(message: Any) -> None:
+    async def acknowledging(message: Any) -> Any:
         if message["type"] == "http.response.start":
             try:
                 message = begun.acknowledge(message)
@@ -211,18 +213,17 @@ async def _call(call: Any, scope: Any, receive: Any, send: Any, *more: Any, apar
         elif message["type"] == "http.response.body" and not message.get("more_body"):
             begun.answered = True
         if not apart:
-            await send(message)
-            return
+            return await send(message)
         hop = current.set(None)
         try:
-            await send(message)
+            return await send(message)
         finally:
             with contextlib.suppress(
                 ValueError
             ):  # a coroutine that was collected is closed in another context
                 current.reset(hop)
 
-    await serve(exchange, scope, lambda: call(scope, receive, acknowledging, *more))
+    return await serve(exchange, scope, lambda: call(scope, receive, acknowledging, *more))
 
 
 async def serve(exchange: Exchange, scope: Any, answer: Any) -> Any:
@@ -290,8 +291,8 @@ def _webhook_attributes(scope: Any) -> dict[str, Any]:
 
 def _calling(original: Any) -> Any:
     @functools.wraps(original)
-    async def __call__(self: Any, scope: Any, receive: Any, send: Any, *more: Any) -> None:  # noqa: N807 - it stands for the application's own
-        await _call(functools.partial(original, self), scope, receive, send, *more)
+    async def __call__(self: Any, scope: Any, receive: Any, send: Any, *more: Any) -> Any:  # noqa: N807 - it stands for the application's own
+        return await _call(functools.partial(original, self), scope, receive, send, *more)
 
     return __call__
 
@@ -304,8 +305,8 @@ def _calling_apart(original: Any) -> Any:
     """
 
     @functools.wraps(original)
-    async def __call__(self: Any, scope: Any, receive: Any, send: Any, *more: Any) -> None:  # noqa: N807 - it stands for the server's own
-        await _call(functools.partial(original, self), scope, receive, send, *more, apart=True)
+    async def __call__(self: Any, scope: Any, receive: Any, send: Any, *more: Any) -> Any:  # noqa: N807 - it stands for the server's own
+        return await _call(functools.partial(original, self), scope, receive, send, *more, apart=True)
 
     return __call__
 
@@ -316,8 +317,8 @@ def _running(wrapped: Any, _instance: Any, args: tuple[Any, ...], kwargs: dict[s
         return wrapped(*args, **kwargs)
     app = args[0]
 
-    async def called(scope: Any, receive: Any, send: Any) -> None:
-        await _call(app, scope, receive, send)
+    async def called(scope: Any, receive: Any, send: Any) -> Any:
+        return await _call(app, scope, receive, send)
 
     return wrapped(called)
 
