@@ -362,6 +362,36 @@ print(json.dumps({
     }
 
 
+def test_a_hop_that_is_told_of_against_the_sampler_leaves_nothing_behind_for_the_collector_of_cycles():
+    done = run(
+        SETUP
+        + """
+import gc
+from opentelemetry.sdk.trace import IdGenerator, Span, Tracer
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+trace.set_tracer_provider(TracerProvider(sampler=ALWAYS_OFF))
+def hop():
+    begin(here(), "request", "ask", None).finish()
+def alive():
+    tracers = sum(isinstance(each, (Tracer, IdGenerator)) for each in gc.get_objects())
+    return [len(IdGenerator.__subclasses__()), tracers]
+hop()
+gc.collect()
+gc.disable()
+before = alive()
+for _ in range(100):
+    hop()
+after = alive()
+# What ended lately waits for the ticker, to be counted.
+here().telemetry._ended.clear()
+print(json.dumps([after == before, sum(isinstance(each, Span) for each in gc.get_objects()), failures]))
+os._exit(0)
+""",
+        env={**os.environ, "HOPWATCH_SAMPLING": "all", "HOPWATCH_BLACKBOX": "off"},
+    )
+    assert json.loads(done.stdout) == [True, 0, {}]
+
+
 def test_a_span_that_somebody_wraps_still_hands_on_its_hop():
     done = run(
         SETUP

@@ -7,7 +7,6 @@ to export, for an exporter that hangs must hang nobody else.
 
 from __future__ import annotations
 
-import copy
 import functools
 import math
 import os
@@ -290,15 +289,25 @@ class Telemetry:
         flags = context.trace_flags
         record = span if span.is_recording() else None
         if self._always is not self._tracer and not flags & TraceFlags.SAMPLED:
-            again = _same_span(self._tracer, context)
-            if again is not None:
-                if record is not None:
-                    record.end(
-                        end_time=entry.started
-                    )  # a sampler that records and does not sample: nobody hears of that one
-                record = again.start_span(
-                    entry.name, context=above, kind=kind, links=links, start_time=entry.started
+            always = self._told_by()
+            if always is not self._tracer:
+                from hopwatch import sampling  # noqa: PLC0415 - only with HOPWATCH_SAMPLING=all
+
+                again = sampling.start_as(
+                    always,
+                    context,
+                    entry.name,
+                    context=above,
+                    kind=kind,
+                    links=links,
+                    start_time=entry.started,
                 )
+                if again.is_recording():  # unless the provider has switched our tracer off
+                    if record is not None:
+                        record.end(
+                            end_time=entry.started
+                        )  # a sampler that records and does not sample: nobody hears of that one
+                    record = again
         state = _with_hop(context.trace_state, entry)
         context = SpanContext(
             context.trace_id, context.span_id, is_remote=False, trace_flags=flags, trace_state=state
@@ -361,7 +370,9 @@ class Telemetry:
         """The tracer of markers, corrections and heartbeats: of all of them, or of those that the sampler keeps."""
         if self._always is not None:
             return self._always
-        always = _same_span(self._tracer, None)
+        from hopwatch import sampling  # noqa: PLC0415 - only with HOPWATCH_SAMPLING=all
+
+        always = sampling.keeping_all(self._tracer)
         if always is None:
             return self._tracer
         self._always = always
@@ -632,42 +643,6 @@ def _settle(span: Any, context: SpanContext) -> bool:
         if inner is None:
             return False
     return False
-
-
-def _same_span(tracer: Any, context: SpanContext | None) -> Any:
-    """Make a tracer that hands every span to the same processors, whatever the sampler says.
-
-    Args:
-        tracer: the application's, maybe in a wrapper.
-        context: whose trace and span ids its one span gets; None for spans of their own.
-
-    Returns:
-        The tracer; None where no sampler is known that could be left out: an SDK of another make, or none yet.
-    """
-    from opentelemetry.sdk.trace import id_generator, sampling  # noqa: PLC0415 - only with HOPWATCH_SAMPLING=all
-
-    for _ in range(4):
-        if hasattr(tracer, "sampler") and hasattr(tracer, "id_generator"):
-            break
-        # The interface's own proxy, and Logfire's (5.2).
-        tracer = getattr(tracer, "_tracer", None) or getattr(tracer, "tracer", None)
-    else:
-        return None
-    if tracer is None:
-        return None
-
-    class Given(id_generator.IdGenerator):
-        def generate_trace_id(self) -> int:
-            return context.trace_id if context is not None else 0
-
-        def generate_span_id(self) -> int:
-            return context.span_id if context is not None else 0
-
-    always = copy.copy(tracer)
-    always.sampler = sampling.ALWAYS_ON
-    if context is not None:
-        always.id_generator = Given()
-    return always
 
 
 def _force_flush(provider: Any) -> None:
