@@ -101,6 +101,7 @@ class HopSpan:
 
     __slots__ = (
         "context",
+        "lifted",
         "markers",
         "moves",
         "name",
@@ -112,13 +113,17 @@ class HopSpan:
         "told",
     )
 
-    def __init__(self, span: Span, context: SpanContext, name: str, record: Span | None) -> None:
+    def __init__(
+        self, span: Span, context: SpanContext, name: str, record: Span | None, *, lifted: bool = False
+    ) -> None:
         self.span = span
         """What is current while the hop is."""
         self.name = name
         self.context = context
         self.record = record
         """What is exported at the hop's end, the same span as a rule; None where nothing is."""
+        self.lifted = lifted
+        """Whether it goes out though the sampler had it recorded only."""
         self.markers = 0
         self.told: dict[str, Any] | None = None
         self.moves: bool | None = None
@@ -224,7 +229,15 @@ class Telemetry:
             if hop.name != entry.name:
                 span.update_name(entry.name)
             done = max(entry.done or 0, entry.started)
-            span.end(end_time=done)
+            if hop.lifted:
+                # Exporters go by this flag. What begins below the span later shall not see it: the sampler may go by it, too.
+                _settle(span, _sampled(hop.context))
+                try:
+                    span.end(end_time=done)
+                finally:
+                    _settle(span, hop.context)
+            else:
+                span.end(end_time=done)
             if self._box is not None:
                 self._box.erase(entry)
             self._waiting += 1
@@ -288,9 +301,14 @@ class Telemetry:
         entry.cascade = f"{context.trace_id:032x}"
         flags = context.trace_flags
         record = span if span.is_recording() else None
+        lifted = False
         if self._always is not self._tracer and not flags & TraceFlags.SAMPLED:
             always = self._told_by()
-            if always is not self._tracer:
+            if always is self._tracer:
+                pass
+            elif record is not None:
+                lifted = True  # the sampler says to record it and not to export it: its end changes that
+            else:
                 from hopwatch import sampling  # noqa: PLC0415 - only with HOPWATCH_SAMPLING=all
 
                 again = sampling.start_as(
@@ -303,10 +321,6 @@ class Telemetry:
                     start_time=entry.started,
                 )
                 if again.is_recording():  # unless the provider has switched our tracer off
-                    if record is not None:
-                        record.end(
-                            end_time=entry.started
-                        )  # a sampler that records and does not sample: nobody hears of that one
                     record = again
         state = _with_hop(context.trace_state, entry)
         context = SpanContext(
@@ -317,18 +331,8 @@ class Telemetry:
         else:
             visible = NonRecordingSpan(context)
             if record is not None and record is not span:
-                sampled = TraceFlags(flags | TraceFlags.SAMPLED)
-                _settle(
-                    record,
-                    SpanContext(
-                        context.trace_id,
-                        context.span_id,
-                        is_remote=False,
-                        trace_flags=sampled,
-                        trace_state=state,
-                    ),
-                )
-        entry.span = HopSpan(visible, context, entry.name, record)
+                _settle(record, _sampled(context))
+        entry.span = HopSpan(visible, context, entry.name, record, lifted=lifted)
 
     def _above(self, entry: Entry, seed: Seed | None) -> Context:
         """The OpenTelemetry context that is the parent of the hop's span: always one of the hop's own cascade."""
@@ -621,6 +625,16 @@ class Telemetry:
                 self._flushing = False
                 if done is not None:
                     done.set()
+
+
+def _sampled(context: SpanContext) -> SpanContext:
+    return SpanContext(
+        context.trace_id,
+        context.span_id,
+        is_remote=False,
+        trace_flags=TraceFlags(context.trace_flags | TraceFlags.SAMPLED),
+        trace_state=context.trace_state,
+    )
 
 
 def _settle(span: Any, context: SpanContext) -> bool:
