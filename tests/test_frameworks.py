@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import logging
 
 import fastapi
 import httpx
@@ -235,3 +236,135 @@ def test_an_application_that_raises_is_answered_for_by_its_server_and_has_failed
         assert (webhook.kind, webhook.outcome, webhook.reason) == ("webhook", "failed", "ValueError")
 
     run(story)
+
+
+def carrying(number):
+    """The headers of a push of a hop that is known by its number."""
+    return [(b"tracestate", f"hopwatch={number:032x}-{number:016x}-push".encode())]
+
+
+async def asked(app, number, path="/hook"):
+    """Ask an application in this process, as the push of a hop; what it sends. The list of headers is nobody's but the request's."""
+    scope = {"type": "http", "method": "POST", "path": path, "headers": carrying(number)}
+    sent = []
+
+    async def receive():
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message):
+        sent.append(message)
+
+    await app(scope, receive, send)
+    return sent
+
+
+def starlette_around(app):
+    outermost = Starlette()
+    outermost.build_middleware_stack = lambda: app
+    return outermost
+
+
+async def answers_ok(_scope, _receive, send):
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b""})
+
+
+def test_a_request_within_one_whose_headers_a_middleware_has_replaced_is_one_of_its_own():
+    acknowledged = []
+    inner = starlette_around(answers_ok)
+
+    async def around(scope, receive, send):
+        # Nobody of theirs keeps the list: the next one may be at its place in memory.
+        scope["headers"] = tuple(scope["headers"])
+        for _ in range(20):
+            (start, _) = await asked(inner, 77)
+            acknowledged.append(b"hopwatch-hop" in dict(start["headers"]))
+        await answers_ok(scope, receive, send)
+
+    async def story():
+        for number in range(1, 11):
+            await asked(starlette_around(around), number)
+
+    run(story)
+    assert acknowledged == [True] * 200
+
+
+def test_what_an_application_sends_again_and_again_stays_as_it_is():
+    start = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]}
+    bare = {"type": "http.response.start", "status": 204}
+
+    async def app(scope, receive, send):
+        await send(start if scope["path"] == "/hook" else bare)
+        await send({"type": "http.response.body", "body": b""})
+
+    async def story():
+        outermost = starlette_around(app)
+        for number in range(1, 6):
+            (sent, _) = await asked(outermost, number)
+            found = [value.decode() for name, value in sent["headers"] if name == b"hopwatch-hop"]
+            assert len(found) == 1
+            assert found[0].startswith(f"00-{number:032x}-")
+            assert (b"content-type", b"text/plain") in sent["headers"]
+            (sent, _) = await asked(outermost, number, "/other")
+            assert sent["status"] == 204
+            assert b"hopwatch-hop" in dict(sent["headers"])
+
+    run(story)
+    assert start == {
+        "type": "http.response.start",
+        "status": 200,
+        "headers": [(b"content-type", b"text/plain")],
+    }
+    assert bare == {"type": "http.response.start", "status": 204}
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_a_constant_start_of_a_response_tells_one_caller_nothing_of_another(server):
+    start = {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]}
+
+    async def app(scope, receive, send):
+        await send(start)
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    async def story():
+        serve, parser = SERVERS[server]
+        async with serve(app, parser) as url, httpx.AsyncClient(timeout=60) as http:
+            for number in range(1, 4):
+                carried = {name.decode(): value.decode() for name, value in carrying(number)}
+                answer = await http.post(f"{url}/hook", json={}, headers=carried)
+                (told,) = answer.headers.get_list("hopwatch-hop")
+                assert told.startswith(f"00-{number:032x}-")
+            answer = await http.get(url)
+            assert not {"hopwatch-hop", "traceresponse"} & {*answer.headers}
+
+    run(story)
+    assert start["headers"] == [(b"content-length", b"2")]
+
+
+@pytest.mark.parametrize("parser", ["h11", "httptools"])
+def test_what_an_application_returns_reaches_its_server(parser):
+    said = []
+    heard = logging.Handler()
+    heard.emit = lambda record: said.append(record.getMessage())
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"{}"})
+        return "oops"
+
+    async def story():
+        async with by_uvicorn(app, parser) as url:
+            logging.getLogger("uvicorn.error").addHandler(heard)
+            host, port = url.removeprefix("http://").split(":")
+            for headers in ("", f"tracestate: {carrying(1)[0][1].decode()}\r\n"):
+                reader, writer = await asyncio.open_connection(host, int(port))
+                writer.write(f"GET / HTTP/1.1\r\nhost: a\r\n{headers}\r\n".encode())
+                answer = await asyncio.wait_for(reader.read(), 60)  # uvicorn closes the connection
+                assert answer.endswith(b"\r\n\r\n{}")
+                writer.close()
+
+    try:
+        run(story)
+    finally:
+        logging.getLogger("uvicorn.error").removeHandler(heard)
+    assert said == ["ASGI callable should return None, but returned 'oops'."] * 2

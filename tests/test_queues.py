@@ -8,6 +8,7 @@ import weakref
 
 import pytest
 from opentelemetry import trace
+from sqlalchemy.util.queue import AsyncAdaptedQueue
 
 import hopwatch
 from hopwatch import process
@@ -73,6 +74,21 @@ def test_an_item_holds_its_hop_until_task_done(watched, run, make_queue):
             assert "inner" in watched.open()
             queue.task_done()
             assert "inner" not in watched.open()
+
+    run(main)
+    assert watched.settled()
+
+
+def test_work_in_a_queue_of_the_kind_that_a_pool_of_connections_uses_holds_its_hop(watched, run):
+    async def main():
+        queue = AsyncAdaptedQueue()
+        with hopwatch.cascade("inner"):
+            queue.put_nowait("a job")
+        assert "inner" in watched.open()
+        assert queue.get_nowait() == "a job"
+        assert "inner" in watched.open()
+        queue._queue.task_done()
+        assert "inner" not in watched.open()
 
     run(main)
     assert watched.settled()

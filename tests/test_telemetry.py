@@ -362,6 +362,95 @@ print(json.dumps({
     }
 
 
+def test_a_hop_that_is_told_of_against_the_sampler_leaves_nothing_behind_for_the_collector_of_cycles():
+    done = run(
+        SETUP
+        + """
+import gc
+from opentelemetry.sdk.trace import IdGenerator, Span, Tracer
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+trace.set_tracer_provider(TracerProvider(sampler=ALWAYS_OFF))
+def hop():
+    begin(here(), "request", "ask", None).finish()
+def alive():
+    tracers = sum(isinstance(each, (Tracer, IdGenerator)) for each in gc.get_objects())
+    return [len(IdGenerator.__subclasses__()), tracers]
+hop()
+gc.collect()
+gc.disable()
+before = alive()
+for _ in range(100):
+    hop()
+after = alive()
+# What ended lately waits for the ticker, to be counted.
+here().telemetry._ended.clear()
+print(json.dumps([after == before, sum(isinstance(each, Span) for each in gc.get_objects()), failures]))
+os._exit(0)
+""",
+        env={**os.environ, "HOPWATCH_SAMPLING": "all", "HOPWATCH_BLACKBOX": "off"},
+    )
+    assert json.loads(done.stdout) == [True, 0, {}]
+
+
+def test_a_sampler_that_only_records_has_each_hop_once_with_what_the_application_says_of_it():
+    done = run(
+        SETUP
+        + """
+from opentelemetry.sdk.trace import SpanProcessor
+from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
+from hopwatch.telemetry import within
+
+class Told(SpanProcessor):
+    told = []
+    def on_start(self, span, parent_context=None):
+        self.told.append(("start", span.name, span.context.span_id, {}))
+    def on_end(self, span):
+        said = {key: value for key, value in span.attributes.items() if key == "own"}
+        self.told.append(("end", span.name, span.context.span_id, said))
+
+class Keeping(SpanExporter):
+    names = []
+    def export(self, spans):
+        self.names.extend(span.name for span in spans)
+        return SpanExportResult.SUCCESS
+
+class RecordsOnly(Sampler):
+    def should_sample(self, *_, **__):
+        return SamplingResult(Decision.RECORD_ONLY)
+    def get_description(self):
+        return ""
+
+provider = TracerProvider(sampler=RecordsOnly())
+provider.add_span_processor(Told())
+provider.add_span_processor(BatchSpanProcessor(Keeping()))
+trace.set_tracer_provider(provider)
+hop = begin(here(), "request", "ask", None)
+with within(hop):
+    now = trace.get_current_span()
+    now.set_attribute("own", "kept")
+    during = [now.is_recording(), now.get_span_context().trace_flags & 1]
+hop.finish()
+provider.force_flush()
+told = [(when, span == int(hop.id, 16), said) for when, name, span, said in Told.told if name == "ask"]
+print(json.dumps({
+    "told": told,
+    "during": during,
+    "after": [now.is_recording(), now.get_span_context().trace_flags & 1],
+    "exported": [name for name in Keeping.names if name == "ask"],
+    "failures": failures,
+}))
+""",
+        env={**os.environ, "HOPWATCH_SAMPLING": "all", "HOPWATCH_BLACKBOX": "off"},
+    )
+    assert json.loads(done.stdout) == {
+        "told": [["start", True, {}], ["end", True, {"own": "kept"}]],
+        "during": [True, 0],
+        "after": [False, 0],
+        "exported": ["ask"],
+        "failures": {},
+    }
+
+
 def test_a_span_that_somebody_wraps_still_hands_on_its_hop():
     done = run(
         SETUP

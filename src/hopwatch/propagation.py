@@ -100,7 +100,7 @@ def acknowledgement(entry: Entry | None, cascade: str) -> str:
     flags = 0
     if isinstance(hop, HopSpan) and hop.record is not None:
         # What counts is whether records of it come: with HOPWATCH_SAMPLING=all they do, whatever the sampler says.
-        flags = int(hop.record.get_span_context().trace_flags)
+        flags = int(hop.record.get_span_context().trace_flags) | hop.lifted
     return f"00-{entry.cascade}-{entry.id}-{flags:02x}"
 
 

@@ -7,7 +7,6 @@ to export, for an exporter that hangs must hang nobody else.
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 import random
@@ -98,6 +97,7 @@ class HopSpan:
 
     __slots__ = (
         "context",
+        "lifted",
         "markers",
         "moves",
         "name",
@@ -109,13 +109,17 @@ class HopSpan:
         "told",
     )
 
-    def __init__(self, span: Span, context: SpanContext, name: str, record: Span | None) -> None:
+    def __init__(
+        self, span: Span, context: SpanContext, name: str, record: Span | None, *, lifted: bool = False
+    ) -> None:
         self.span = span
         """What is current while the hop is."""
         self.name = name
         self.context = context
         self.record = record
         """What is exported at the hop's end, the same span as a rule; None where nothing is."""
+        self.lifted = lifted
+        """Whether it goes out though the sampler had it recorded only."""
         self.markers = 0
         self.told: dict[str, Any] | None = None
         self.moves: bool | None = None
@@ -221,7 +225,15 @@ class Telemetry:
             if hop.name != entry.name:
                 span.update_name(entry.name)
             done = max(entry.done or 0, entry.started)
-            span.end(end_time=done)
+            if hop.lifted:
+                # Exporters go by this flag. What begins below the span later shall not see it: the sampler may go by it, too.
+                _settle(span, _sampled(hop.context))
+                try:
+                    span.end(end_time=done)
+                finally:
+                    _settle(span, hop.context)
+            else:
+                span.end(end_time=done)
             if self._box is not None:
                 self._box.erase(entry)
             self._waiting += 1
@@ -285,16 +297,27 @@ class Telemetry:
         entry.cascade = f"{context.trace_id:032x}"
         flags = context.trace_flags
         record = span if span.is_recording() else None
+        lifted = False
         if self._always is not self._tracer and not flags & TraceFlags.SAMPLED:
-            again = _same_span(self._tracer, context)
-            if again is not None:
-                if record is not None:
-                    record.end(
-                        end_time=entry.started
-                    )  # a sampler that records and does not sample: nobody hears of that one
-                record = again.start_span(
-                    entry.name, context=above, kind=kind, links=links, start_time=entry.started
+            always = self._told_by()
+            if always is self._tracer:
+                pass
+            elif record is not None:
+                lifted = True  # the sampler says to record it and not to export it: its end changes that
+            else:
+                from hopwatch import sampling  # noqa: PLC0415 - only with HOPWATCH_SAMPLING=all
+
+                again = sampling.start_as(
+                    always,
+                    context,
+                    entry.name,
+                    context=above,
+                    kind=kind,
+                    links=links,
+                    start_time=entry.started,
                 )
+                if again.is_recording():  # unless the provider has switched our tracer off
+                    record = again
         state = _with_hop(context.trace_state, entry)
         context = SpanContext(
             context.trace_id, context.span_id, is_remote=False, trace_flags=flags, trace_state=state
@@ -304,18 +327,8 @@ class Telemetry:
         else:
             visible = NonRecordingSpan(context)
             if record is not None and record is not span:
-                sampled = TraceFlags(flags | TraceFlags.SAMPLED)
-                _settle(
-                    record,
-                    SpanContext(
-                        context.trace_id,
-                        context.span_id,
-                        is_remote=False,
-                        trace_flags=sampled,
-                        trace_state=state,
-                    ),
-                )
-        entry.span = HopSpan(visible, context, entry.name, record)
+                _settle(record, _sampled(context))
+        entry.span = HopSpan(visible, context, entry.name, record, lifted=lifted)
 
     def _above(self, entry: Entry, seed: Seed | None) -> Context:
         """The OpenTelemetry context that is the parent of the hop's span: always one of the hop's own cascade."""
@@ -357,7 +370,9 @@ class Telemetry:
         """The tracer of markers, corrections and heartbeats: of all of them, or of those that the sampler keeps."""
         if self._always is not None:
             return self._always
-        always = _same_span(self._tracer, None)
+        from hopwatch import sampling  # noqa: PLC0415 - only with HOPWATCH_SAMPLING=all
+
+        always = sampling.keeping_all(self._tracer)
         if always is None:
             return self._tracer
         self._always = always
@@ -608,6 +623,16 @@ class Telemetry:
                     done.set()
 
 
+def _sampled(context: SpanContext) -> SpanContext:
+    return SpanContext(
+        context.trace_id,
+        context.span_id,
+        is_remote=False,
+        trace_flags=TraceFlags(context.trace_flags | TraceFlags.SAMPLED),
+        trace_state=context.trace_state,
+    )
+
+
 def _settle(span: Any, context: SpanContext) -> bool:
     """Give a span its context anew.
 
@@ -628,42 +653,6 @@ def _settle(span: Any, context: SpanContext) -> bool:
         if inner is None:
             return False
     return False
-
-
-def _same_span(tracer: Any, context: SpanContext | None) -> Any:
-    """Make a tracer that hands every span to the same processors, whatever the sampler says.
-
-    Args:
-        tracer: the application's, maybe in a wrapper.
-        context: whose trace and span ids its one span gets; None for spans of their own.
-
-    Returns:
-        The tracer; None where no sampler is known that could be left out: an SDK of another make, or none yet.
-    """
-    from opentelemetry.sdk.trace import id_generator, sampling  # noqa: PLC0415 - only with HOPWATCH_SAMPLING=all
-
-    for _ in range(4):
-        if hasattr(tracer, "sampler") and hasattr(tracer, "id_generator"):
-            break
-        # The interface's own proxy, and Logfire's (5.2).
-        tracer = getattr(tracer, "_tracer", None) or getattr(tracer, "tracer", None)
-    else:
-        return None
-    if tracer is None:
-        return None
-
-    class Given(id_generator.IdGenerator):
-        def generate_trace_id(self) -> int:
-            return context.trace_id if context is not None else 0
-
-        def generate_span_id(self) -> int:
-            return context.span_id if context is not None else 0
-
-    always = copy.copy(tracer)
-    always.sampler = sampling.ALWAYS_ON
-    if context is not None:
-        always.id_generator = Given()
-    return always
 
 
 def _force_flush(provider: Any) -> None:

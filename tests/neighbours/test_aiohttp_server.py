@@ -9,6 +9,7 @@ from neighbouring import LACKING, marks
 
 if not LACKING:
     from aiohttp import web
+    from multidict import CIMultiDict
 
 from exported import cascades, exporter, only_cascade, others, ours, tree, verdict
 from hopwatch import attributes as names
@@ -176,4 +177,20 @@ def test_what_an_application_answers_with_is_its_own_without_us():
 
     (answer,) = post(CARRIED, handle=hook)
     assert answer.headers.get_list("traceresponse") == ["theirs"]
+    exporter.clear()
+
+
+def test_headers_that_an_application_answers_with_again_and_again_get_nothing_of_ours():
+    headers = CIMultiDict(each="one")  # older releases of aiohttp keep it as the response's own
+
+    async def hook(_):
+        return web.Response(headers=headers)
+
+    other = {"tracestate": f"hopwatch={'c' * 32}-{'d' * 16}-push"}
+    first, second, third = post(CARRIED, other, {}, handle=hook)
+    assert first.headers["hopwatch-hop"].startswith(f"00-{'a' * 32}-")
+    assert second.headers["hopwatch-hop"].startswith(f"00-{'c' * 32}-")
+    assert {answer.headers["each"] for answer in (first, second, third)} == {"one"}
+    assert not {"hopwatch-hop", "traceresponse"} & {*third.headers}
+    assert not {"hopwatch-hop", "traceresponse"} & {*headers}
     exporter.clear()

@@ -54,7 +54,7 @@ class Served(asgi.Exchange):
                 found.setdefault(key, []).append(str(value))
         headers = [(key.encode(), ",".join(values).encode()) for key, values in found.items()]
         super().__init__({"headers": headers, "path": name})
-        self.raw = 0  # that list is nobody else's
+        self.raw = None  # that list is nobody else's
         self.name = name
         self._context = context
         self.before = propagation.attempts_before(

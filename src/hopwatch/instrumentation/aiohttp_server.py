@@ -25,7 +25,7 @@ def _handling(wrapped: Any, _instance: Any, args: tuple[Any, ...], kwargs: dict[
         failed("aiohttp.request")
     if exchange is None:
         return wrapped(*args, **kwargs)
-    exchange.raw = 0  # that list is nobody else's
+    exchange.raw = None  # that list is nobody else's
     return asgi.serve(exchange, scope, lambda: wrapped(*args, **kwargs))
 
 
@@ -34,10 +34,13 @@ async def _prepare(wrapped: Any, response: Any, args: tuple[Any, ...], kwargs: d
     try:
         exchange = asgi.serving.get()
         if exchange is not None and not exchange.status:
-            message: dict[str, Any] = {"status": response.status}
-            exchange.acknowledge(message)
-            for name, value in message.get("headers", ()):
-                response.headers.setdefault(name.decode(), value.decode())
+            ours = exchange.acknowledge({"status": response.status}).get("headers")
+            if ours:
+                # They may be an object of the application's, which it answers with again.
+                headers = response.headers.copy()
+                for name, value in ours:
+                    headers.setdefault(name.decode(), value.decode())
+                response._headers = headers  # noqa: SLF001
     except Exception:  # noqa: BLE001
         failed("aiohttp.acknowledge")
     return result

@@ -53,8 +53,11 @@ class Exchange:
     )
 
     def __init__(self, scope: Any) -> None:
-        self.raw = id(scope["headers"])
-        """Which list of headers it was read from: an application within another one is called with the same."""
+        self.raw: Any = scope["headers"]
+        """Which list of headers it was read from: an application within another one is called with the same.
+
+        It is kept until the request is over, for nothing else says that a list is the same: ids are used again.
+        """
         self.headers = {
             name.decode("latin-1"): value.decode("latin-1")
             for name, value in scope["headers"]
@@ -114,6 +117,7 @@ class Exchange:
     def close(self, error: BaseException | None) -> None:
         """End the hop as the response, or the lack of one, says."""
         self.answered = self.over = True
+        self.raw = None
         entry = self.entry
         if entry is None:
             return
@@ -128,11 +132,18 @@ class Exchange:
         else:
             entry.finish()
 
-    def acknowledge(self, message: Any) -> None:
-        """Add the acknowledgement to the start of the response."""
+    def acknowledge(self, message: Any) -> Any:
+        """Acknowledge the request in the start of its response.
+
+        Args:
+            message: the start of the response; it and its headers are the application's, which may send them again.
+
+        Returns:
+            The message to send in its place; the same where there is nothing to say.
+        """
         self.status = message.get("status", 0)
         if self.entry is None and self.carrier is None:
-            return
+            return message
         value = propagation.acknowledgement(self.entry, self.carrier.cascade if self.carrier else "").encode()
         headers = list(message.get("headers") or ())
         if not any(name.lower() == b"traceresponse" for name, _ in headers):
@@ -140,7 +151,7 @@ class Exchange:
         headers.append((names.ACKNOWLEDGEMENT_HEADER.encode(), value))
         if self.before:
             headers.append((names.ATTEMPTS_HEADER.encode(), str(self.before).encode()))
-        message["headers"] = headers
+        return {**message, "headers": headers}
 
 
 def _trace_of(context: Any) -> int:
@@ -155,7 +166,7 @@ def exchange_of(scope: Any) -> Exchange | None:
     """The exchange that begins with this request; None where it is part of the one that is being served."""
     outer = serving.get()
     inside = outer is not None and not outer.answered
-    if inside and outer is not None and outer.raw == id(scope["headers"]):
+    if inside and outer is not None and outer.raw is scope["headers"]:
         return None
     exchange = Exchange(scope)
     # An application mounted in another one is served within the same request. The next request of a connection may be
@@ -169,7 +180,7 @@ def exchange_of(scope: Any) -> Exchange | None:
     return exchange
 
 
-async def _call(call: Any, scope: Any, receive: Any, send: Any, *more: Any, apart: bool = False) -> None:
+async def _call(call: Any, scope: Any, receive: Any, send: Any, *more: Any, apart: bool = False) -> Any:
     """Call an application, or what hands on to it, within the exchange that begins with that.
 
     Args:
@@ -179,6 +190,9 @@ async def _call(call: Any, scope: Any, receive: Any, send: Any, *more: Any, apar
         send: the same.
         more: what the application is called with besides.
         apart: whether what `send` does is the server's own business, and none of the request's.
+
+    Returns:
+        What the application returns: uvicorn closes the connection of one that returns anything.
     """
     exchange = None
     if scope["type"] == "http":
@@ -187,31 +201,29 @@ async def _call(call: Any, scope: Any, receive: Any, send: Any, *more: Any, apar
         except Exception:  # noqa: BLE001
             failed("asgi.request")
     if exchange is None:
-        await call(scope, receive, send, *more)
-        return
+        return await call(scope, receive, send, *more)
     begun = exchange
 
-    async def acknowledging(message: Any) -> None:
+    async def acknowledging(message: Any) -> Any:
         if message["type"] == "http.response.start":
             try:
-                begun.acknowledge(message)
+                message = begun.acknowledge(message)
             except Exception:  # noqa: BLE001
                 failed("asgi.acknowledge")
         elif message["type"] == "http.response.body" and not message.get("more_body"):
             begun.answered = True
         if not apart:
-            await send(message)
-            return
+            return await send(message)
         hop = current.set(None)
         try:
-            await send(message)
+            return await send(message)
         finally:
             with contextlib.suppress(
                 ValueError
             ):  # a coroutine that was collected is closed in another context
                 current.reset(hop)
 
-    await serve(exchange, scope, lambda: call(scope, receive, acknowledging, *more))
+    return await serve(exchange, scope, lambda: call(scope, receive, acknowledging, *more))
 
 
 async def serve(exchange: Exchange, scope: Any, answer: Any) -> Any:
@@ -279,8 +291,8 @@ def _webhook_attributes(scope: Any) -> dict[str, Any]:
 
 def _calling(original: Any) -> Any:
     @functools.wraps(original)
-    async def __call__(self: Any, scope: Any, receive: Any, send: Any, *more: Any) -> None:  # noqa: N807 - it stands for the application's own
-        await _call(functools.partial(original, self), scope, receive, send, *more)
+    async def __call__(self: Any, scope: Any, receive: Any, send: Any, *more: Any) -> Any:  # noqa: N807 - it stands for the application's own
+        return await _call(functools.partial(original, self), scope, receive, send, *more)
 
     return __call__
 
@@ -293,8 +305,8 @@ def _calling_apart(original: Any) -> Any:
     """
 
     @functools.wraps(original)
-    async def __call__(self: Any, scope: Any, receive: Any, send: Any, *more: Any) -> None:  # noqa: N807 - it stands for the server's own
-        await _call(functools.partial(original, self), scope, receive, send, *more, apart=True)
+    async def __call__(self: Any, scope: Any, receive: Any, send: Any, *more: Any) -> Any:  # noqa: N807 - it stands for the server's own
+        return await _call(functools.partial(original, self), scope, receive, send, *more, apart=True)
 
     return __call__
 
@@ -305,8 +317,8 @@ def _running(wrapped: Any, _instance: Any, args: tuple[Any, ...], kwargs: dict[s
         return wrapped(*args, **kwargs)
     app = args[0]
 
-    async def called(scope: Any, receive: Any, send: Any) -> None:
-        await _call(app, scope, receive, send)
+    async def called(scope: Any, receive: Any, send: Any) -> Any:
+        return await _call(app, scope, receive, send)
 
     return wrapped(called)
 

@@ -53,7 +53,7 @@ def _putting(original: Any) -> Any:
         except AttributeError:
             line = _older(self)
         hop = _get()
-        if line is None and (hop is None or (line := _begin(self)) is None):
+        if line is None and (hop is None or (line := _begin(self, item)) is None):
             return original(self, item)
         original(self, item)
         try:
@@ -82,9 +82,9 @@ def _older(queue: Any) -> Line | None:
     return None
 
 
-def _begin(queue: Any) -> Line | None:
+def _begin(queue: Any, item: object) -> Line | None:
     try:
-        if is_pool(sys._getframe(2)):  # noqa: SLF001 - who calls `put_nowait`: once for each queue
+        if is_pool(sys._getframe(2), item):  # noqa: SLF001 - who calls `put_nowait`: once for each queue
             ignore(queue)
             return None
         return line_of(queue)

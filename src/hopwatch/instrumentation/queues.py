@@ -148,8 +148,9 @@ class Ignored:
 
 
 IGNORED: Any = Ignored()
-POOLS: Final = frozenset({"asyncpg.pool", "sqlalchemy.util.queue"})
-"""Modules whose queues keep connections: such an item is no work, and whoever takes it works on for whom it did before."""
+POOLS: Final = {"asyncpg.pool": "asyncpg.pool", "sqlalchemy.util.queue": "sqlalchemy.pool.base"}
+"""Modules whose queues keep connections, and where the class of what they keep is: such an item is no work, and whoever takes
+it works on for whom it did before."""
 also_held: list[Any] = []
 """Further ways to say what counts on a hop: each gives how many, and what they wait on, as `waiting_items` does."""
 _adoptions: WeakKeyDictionary[Any, Adoptions] = WeakKeyDictionary()
@@ -185,11 +186,13 @@ def ignore(queue: Any) -> None:
         weakref.finalize(queue, lines.pop, place, None).atexit = False
 
 
-def is_pool(frame: FrameType | None) -> bool:
-    """Whether a pool of connections is what puts something into a queue: `frame` is its own, or asyncio's for it."""
+def is_pool(frame: FrameType | None, item: object) -> bool:
+    """Whether a pool of connections puts one of them into a queue: `frame` is its own, or asyncio's for it."""
     while frame is not None and frame.f_globals.get("__name__") == "asyncio.queues":
         frame = frame.f_back
-    return frame is not None and frame.f_globals.get("__name__") in POOLS
+    kept_by = POOLS.get(frame.f_globals.get("__name__", "")) if frame is not None else None
+    # An application may put its work into a queue of theirs.
+    return kept_by is not None and any(each.__module__ == kept_by for each in type(item).__mro__)
 
 
 def line_of(queue: Any) -> Line:
