@@ -76,14 +76,19 @@ KINDS: Final[dict[str, SpanKind]] = {
 class Carrier:
     """What came in with a message: the hop that sent it, and the OpenTelemetry context around it."""
 
-    __slots__ = ("cascade", "context", "hop", "push")
+    __slots__ = ("cascade", "context", "hop", "mark")
 
-    def __init__(self, cascade: str, hop: str, context: Context | None, *, push: bool = False) -> None:
+    def __init__(self, cascade: str, hop: str, context: Context | None, *, mark: str = "") -> None:
         self.cascade = cascade
         self.hop = hop
         self.context = context
-        self.push = push
+        self.mark = mark
+        """What stands behind the hop: `push` where a push brought it, or which connection of the Agent Client Protocol did."""
+
+    @property
+    def push(self) -> bool:
         """Whether a push brought it: then what takes it is a webhook."""
+        return self.mark == "push"
 
 
 class Seed:

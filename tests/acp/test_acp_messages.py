@@ -17,6 +17,7 @@ from exported import cascades, only_cascade, others, tree, verdict
 from hopwatch import attributes as names
 from hopwatch import process
 from hopwatch.instrument import acp as instrumentation
+from hopwatch.instrument import acp_links
 
 pytestmark = pytest.mark.usefixtures("acp_instrumented", "empty")
 TRACE_KEYS = {"traceparent", "tracestate", "baggage"}
@@ -237,13 +238,14 @@ def test_what_goes_out_carries_the_hop_at_the_root_of_meta_and_what_the_applicat
                 await raw(connection, "_d", {"_meta": {"baggage": "its=own"}})
                 for untouched in (None, [1], {"_meta": {}}, {"_meta": None}, {"_meta": {"tracestate": 7}}):
                     await raw(connection, "_same", untouched)
-        return peer.wire
+            return peer.wire, acp_links.of(connection._conn).mark
 
-    wire = asyncio.run(main())
+    wire, mark = asyncio.run(main())
+    assert len(mark) == 8
     sends = {hop.name: hop for hop in only_cascade().values() if hop.name != "_same"}
     at = {each["method"]: each["params"] for each in wire}
     entry = {
-        name: f"hopwatch={hop.cascade}-{hop.id}" for name, hop in sends.items()
+        name: f"hopwatch={hop.cascade}-{hop.id}-{mark}" for name, hop in sends.items()
     }  # what a receiver looks for
     ours = {
         name: {"traceparent": f"00-{hop.cascade}-{hop.id}-01", "tracestate": entry[name]}
@@ -510,6 +512,88 @@ def test_what_a_peer_that_carries_nothing_asks_while_it_works_on_a_prompt_belong
     assert client.seen == ["/x", "/y"]
     trees = sorted((tree(hops) for hops in cascades().values()), key=str)
     assert trees == [[("request", [])], [("task", [("send", [("request", [])])])]]
+
+
+UPDATE = {"sessionUpdate": "agent_message_chunk", "content": {"type": "text", "text": "I work"}}
+
+
+def handed_on(message, *, span=True):
+    """What a peer that traces puts into its own message for one that it was sent."""
+    meta = message["params"]["_meta"]
+    parent = f"{meta['traceparent'][:36]}{'ab' * 8}-01" if span else meta["traceparent"]
+    return {"traceparent": parent, "tracestate": meta["tracestate"]}
+
+
+@pytest.mark.parametrize("span", [True, False], ids=["below a span of its own", "as it was"])
+def test_a_peer_that_hands_our_own_hop_back_has_not_told_that_it_took_what_was_given_up(span):
+    client = Client()
+
+    async def main():
+        async with alone(None, client) as (connection, peer):
+            with hopwatch.cascade("root"):
+                asking = asyncio.create_task(connection.prompt(prompt=[text("go")], session_id="s-9"))
+                prompt = await peer.until(lambda each: each.get("method") == "session/prompt")
+                meta = handed_on(prompt, span=span)
+                peer.send(
+                    {
+                        "method": "session/update",
+                        "params": {"sessionId": "s-9", "update": UPDATE, "_meta": meta},
+                    }
+                )
+                answer = await peer.ask("_tool", {"a": 1, "_meta": meta})
+                await until(lambda: client.seen)
+                asking.cancel()
+                await asyncio.wait([asking])
+                late = await peer.ask("_late", {"a": 1, "_meta": meta})
+            assert "_meta" not in answer
+            assert "_meta" not in late
+
+    run(main)
+    hops = only_cascade()
+    assert tree(hops) == [("task", [("send", [("request", [])] * 3)])]
+    assert {hop.name: hop.remote for hop in hops.values() if hop.kind == "request"} == {
+        "session/update": False, "_tool": False, "_late": True,
+    }  # fmt: skip
+    said = verdict(hops)
+    assert said.verdict == "unknown"
+    assert "nobody knows whether" in said.reason
+
+
+def test_a_peer_that_hands_our_own_hop_back_is_opaque_once_it_has_answered():
+    client = Client()
+
+    async def main():
+        async with alone(None, client) as (connection, peer):
+            with hopwatch.cascade("root"):
+                asking = asyncio.create_task(connection.prompt(prompt=[text("go")], session_id="s-9"))
+                prompt = await peer.until(lambda each: each.get("method") == "session/prompt")
+                params = {"sessionId": "s-9", "update": UPDATE, "_meta": handed_on(prompt)}
+                peer.send({"method": "session/update", "params": params})
+                peer.send({"id": prompt["id"], "result": {"stopReason": "end_turn"}})
+                await asking
+                peer.send({"method": "session/update", "params": params})
+                await until(lambda: len(client.seen) == 2)
+
+    run(main)
+    said = verdict(only_cascade())
+    assert (said.verdict, said.opaque) == ("settled", ["stdio"])
+
+
+def test_a_hop_of_another_that_a_peer_hands_on_does_not_make_the_peer_instrumented():
+    async def work(agent, session, words):
+        await say(agent, session, "one")
+
+    meta = {"tracestate": f"hopwatch={'a' * 32}-{'b' * 16}", "traceparent": f"00-{'a' * 32}-{'c' * 16}-01"}
+
+    async def main():
+        agent = Agent(work)
+        async with asked(agent) as peer:
+            prompt = {"sessionId": "s-1", "prompt": [{"type": "text", "text": "go"}], "_meta": meta}
+            await peer.ask("session/prompt", prompt)
+            assert acp_links.of(agent.connection._conn).peer is None
+
+    run(main)
+    assert verdict(cascades()["a" * 32]).verdict == "unknown"
 
 
 def test_nothing_reached_a_peer_whose_connection_was_closed_before():

@@ -80,12 +80,14 @@ class Connected:
     """What is known of one connection; of the connection itself nothing is kept."""
 
     __slots__ = (
-        "__weakref__", "asked", "at", "closing", "coming", "how", "loops", "name", "owner", "peer", "plain", "port", "reading", "told", "traces", "where", "works",
+        "__weakref__", "asked", "at", "closing", "coming", "how", "loops", "mark", "name", "owner", "peer", "plain", "port", "reading", "told", "traces", "where", "works",
     )  # fmt: skip
 
     def __init__(self, connection: Any) -> None:
         self.peer: str | None = None
         """`instrumented` or `opaque`, as far as its answers and messages have shown."""
+        self.mark = os.urandom(4).hex()
+        """Goes out with each message: what comes with it is not the peer's own, which only hands on what it was sent."""
         self.plain = 0
         """How many requests of it carried no hop."""
         self.traces = False
@@ -155,10 +157,14 @@ class Connected:
         entry = self.works.get(session) if session is not None else None
         return entry if entry is not None and entry.done is None else None
 
+    def sent(self, hop: str) -> Entry | None:
+        """The request of ours that awaits its answer, by its hop."""
+        return next((entry for _, entry in self.asked.values() if entry.id == hop), None)
+
     def came(self, message: dict[str, Any]) -> Entry | None:
         """Note a message that will wait in a queue. One that carries a hop has its cause elsewhere."""
         cause = self.working_on(acp_wire.session_in(message.get("params")))
-        if cause is None or self.closing or acp_wire.carries(message):
+        if cause is None or self.closing or acp_wire.carries(message, self.mark):
             return None
         entry = cause.ledger.open("task", "a message that has come", cause)
         if entry is not None:
