@@ -514,6 +514,47 @@ def test_what_a_peer_that_carries_nothing_asks_while_it_works_on_a_prompt_belong
     assert trees == [[("request", [])], [("task", [("send", [("request", [])])])]]
 
 
+@pytest.mark.parametrize("which", ["before", "after"])
+def test_what_a_peer_asks_belongs_to_the_prompt_though_another_request_of_the_session_has_come_in_between(
+    which,
+):
+    gate, begun = asyncio.Event(), asyncio.Event()
+
+    class Slow(Client):
+        async def ext_method(self, method, params):
+            begun.set()
+            await gate.wait()
+            return {}
+
+    async def main():
+        async with alone(None, Slow()) as (connection, peer):
+            with hopwatch.cascade("root"):
+                asking = asyncio.create_task(connection.prompt(prompt=[text("go")], session_id="s-9"))
+                prompt = await peer.until(lambda each: each.get("method") == "session/prompt")
+                mode = asyncio.create_task(connection.set_session_mode(mode_id="x", session_id="s-9"))
+                set_mode = await peer.until(lambda each: each.get("method") == "session/set_mode")
+                if which == "before":
+                    peer.send({"id": set_mode["id"], "result": {}})
+                    await mode
+                asked = asyncio.create_task(peer.ask("_work", {"sessionId": "s-9"}))
+                await begun.wait()
+                if which == "after":
+                    peer.send({"id": set_mode["id"], "result": {}})
+                    await mode
+                peer.send({"id": prompt["id"], "result": {"stopReason": "end_turn"}})
+                await asking
+            assert {hop.name for hop in process.here().ledger.open_hops()} >= {"_work"}
+            known = acp_links.of(connection._conn)
+            assert (known.works, known.asked) == ({}, {})
+            gate.set()
+            await asked
+
+    run(main)
+    hops = only_cascade()
+    assert tree(hops) == [("task", [("send", [("request", [])]), ("send", [])])]
+    assert hops[named(hops, "_work", "request").parent].name == "session/prompt"
+
+
 UPDATE = {"sessionUpdate": "agent_message_chunk", "content": {"type": "text", "text": "I work"}}
 
 

@@ -107,7 +107,7 @@ class Message:
         """End the hop, and say what is known of the peer."""
         self.asks_no_more()
         connected = self.connected
-        connected.ended(self)
+        connected.ended(self, entry)
         connected.describe(entry)
         if self.acknowledged:
             connected.peer = "instrumented"

@@ -11,7 +11,7 @@ import sys
 import time
 from asyncio import current_task
 from typing import TYPE_CHECKING, Any, Final
-from weakref import WeakKeyDictionary, WeakValueDictionary, ref
+from weakref import WeakKeyDictionary, ref
 
 from hopwatch import attributes as names
 from hopwatch import process as hopwatch_process
@@ -29,6 +29,7 @@ LATE: Final = 10 * SECOND
 """The same where the owner is still there, and may close it yet."""
 MAX_WATCHED: Final = 10_000
 """Connections that are looked at because nobody reads from them; more than that are not told of one by one."""
+PROMPT: Final = "session/prompt"
 _LOOPS: Final = ("acp.Sender.loop", "acp.Dispatcher.loop", "acp.Connection.receive")
 
 
@@ -98,8 +99,8 @@ class Connected:
         """The requests that await its answer, by their number."""
         self.coming: dict[int, tuple[Any, Entry]] = {}
         """Messages that have come and are not served yet, by their id: the message, and what keeps the hop open that caused it."""
-        self.works: WeakValueDictionary[str, Entry] = WeakValueDictionary()
-        """By session, the newest request about it that awaits its answer."""
+        self.works: dict[str, dict[str, Entry]] = {}
+        """By session the requests about it that await their answers, by their hops, the newest last."""
         self.owner: Owner | None = None
         self.reading: bool | None = None
         """Whether anybody reads what comes; None where that began before the instrumentation."""
@@ -143,19 +144,29 @@ class Connected:
         if not message.notifies and isinstance(message.id, (int, str)):
             self.asked[message.id] = (message, entry)
             if message.session is not None:
-                self.works[message.session] = entry
+                self.works.setdefault(message.session, {})[entry.id] = entry
 
-    def ended(self, message: Any) -> None:
+    def ended(self, message: Any, entry: Entry) -> None:
         """Note that nobody awaits its answer any more."""
+        about = self.works.get(message.session)
+        if about is not None:
+            about.pop(entry.id, None)
+            if not about:
+                del self.works[message.session]
         if not message.notifies and isinstance(message.id, (int, str)):
             found = self.asked.get(message.id)
             if found is not None and found[0] is message:
                 del self.asked[message.id]
 
     def working_on(self, session: str | None) -> Entry | None:
-        """The request of ours about a session that the peer works on."""
-        entry = self.works.get(session) if session is not None else None
-        return entry if entry is not None and entry.done is None else None
+        """The request of ours about a session that the peer works on: the newest prompt, or else the newest of the others."""
+        newest = None
+        for entry in reversed(self.works.get(session, {}).values()) if session is not None else ():
+            if entry.done is None and entry.name == PROMPT:
+                return entry
+            if entry.done is None and newest is None:
+                newest = entry
+        return newest
 
     def sent(self, hop: str) -> Entry | None:
         """The request of ours that awaits its answer, by its hop."""
