@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from hopwatch.telemetry import Carrier
 
 UNANSWERED: Final = "nobody answers a notification"
+UNJOINED: Final = "it carried no hop, so what the peer does for it is a cascade of its own"
 missing: list[str] = []
 """Seams that the installed release does not have."""
 
@@ -46,7 +47,7 @@ missing: list[str] = []
 class Message:
     """One message that is sent, and what became of it; as a target it says to whom."""
 
-    __slots__ = ("__weakref__", "acknowledged", "answered", "code", "connected", "id", "injected", "key", "method", "notifies", "session", "told", "unavailable")  # fmt: skip
+    __slots__ = ("__weakref__", "acknowledged", "answered", "code", "connected", "id", "injected", "key", "method", "notifies", "session", "silent", "told", "unavailable")  # fmt: skip
 
     def __init__(self, connected: Connected, method: str, *, notifies: bool) -> None:
         self.connected = connected
@@ -57,6 +58,8 @@ class Message:
         self.session: str | None = None
         self.injected = False
         """Whether it carries the hop that sends it."""
+        self.silent = False
+        """Whether it carries none because that is switched off."""
         self.unavailable = False
         """Whether the connection was closed already."""
         self.answered = False
@@ -115,16 +118,18 @@ class Message:
             entry.set(names.PEER, "refused")
         elif not self.answered and not (self.notifies and error is None):
             entry.set(names.PEER, "unknown")
-        elif not self.injected:
-            entry.set(names.PEER, "opaque")
         elif connected.peer == "instrumented":
-            # Its hop will come, and names this one as its parent. Nobody has said which it is.
+            # If it carried this one, its hop will come, and names this one as its parent. Nobody has said which it is.
             entry.set(names.PEER, "unknown")
-            entry.reason = UNANSWERED if self.notifies else "it was answered without an acknowledgement"
+            if not self.injected:
+                entry.reason = UNJOINED
+            else:
+                entry.reason = UNANSWERED if self.notifies else "it was answered without an acknowledgement"
         elif self.answered:
-            connected.peer = "opaque"
+            if self.injected:
+                connected.peer = "opaque"
             entry.set(names.PEER, "opaque")
-        elif connected.peer == "opaque" or connected.brings_nothing:
+        elif self.silent or connected.peer == "opaque" or connected.brings_nothing:
             entry.set(names.PEER, "opaque")
         else:
             entry.set(names.PEER, "unknown")
@@ -184,7 +189,8 @@ def _open_send(
             return None, args, kwargs
         entry.instance_of = message
         connected.describe(entry)
-        if process.settings.acp_inject and connected.takes_keys:
+        message.silent = not process.settings.acp_inject
+        if not message.silent and connected.takes_keys:
             carrying = acp_wire.carrying(params, entry, connected.mark)
             if carrying is not None:
                 message.injected = True

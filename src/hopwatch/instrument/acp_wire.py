@@ -8,6 +8,7 @@ the answer's `result` or `error`, never inside them, and only for a sender that 
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Final
 
 from hopwatch import attributes as names
@@ -30,12 +31,20 @@ def _marked(state: str, entry: Entry, mark: str) -> str:
     return f"{names.TRACESTATE_KEY}={entry.cascade}-{entry.id}-{mark}{comma}{rest}"
 
 
+def _is_copied_as_written(mapping: dict[Any, Any]) -> bool:
+    """Whether a plain copy of a dict is written as it is itself: a class of the application's own may say otherwise."""
+    kind = type(mapping)
+    return kind in (dict, OrderedDict) or (
+        kind.items is dict.items and kind.keys is dict.keys and kind.__iter__ is dict.__iter__
+    )
+
+
 def carrying(params: Any, entry: Entry, mark: str) -> dict[str, Any] | None:
     """The params with the hop that sends them and the `mark` of its connection, in a new dict; None for params that must go out as they are.
 
     Those that are no object have no place for it. An empty `_meta`, or one that is no object, could not be given back as it was.
     """
-    if type(params) is not dict:
+    if not isinstance(params, dict) or not _is_copied_as_written(params):
         return None
     meta = params.get(names.META_KEY, _ABSENT)
     ours = propagation.outgoing(entry)
@@ -44,7 +53,7 @@ def carrying(params: Any, entry: Entry, mark: str) -> dict[str, Any] | None:
     ours[_STATE] = _marked(ours[_STATE], entry, mark)
     if meta is _ABSENT:
         return {**params, names.META_KEY: {**ours, **_baggage_of_context()}}
-    if not isinstance(meta, dict) or not meta:
+    if not isinstance(meta, dict) or not meta or not _is_copied_as_written(meta):
         return None
     if not any(key in meta for key in names.META_TRACE_KEYS):
         return {**params, names.META_KEY: {**meta, **ours, **_baggage_of_context()}}
