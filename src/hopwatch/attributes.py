@@ -128,6 +128,8 @@ TRACESTATE_KEY: Final = "hopwatch"
 
 A message of the Agent Client Protocol adds `-` and 8 hex digits, which name its connection: who gets that back over the same
 connection knows that the peer only hands on what it was sent."""
+TRANSPORT_MARK: Final = "acp"
+"""What stands there instead in the context in which such a message is sent: the HTTP requests by which that is done are no message."""
 ACKNOWLEDGEMENT_HEADER: Final = "hopwatch-hop"
 """Beside `traceresponse`, which other instrumentations set too: the same value, and certainly a hop's."""
 TRACERESPONSE_HEADER: Final = "traceresponse"

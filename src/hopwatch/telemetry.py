@@ -933,7 +933,11 @@ def agent_name(unknown: str = "unknown_service") -> str:
 
 def _with_hop(state: TraceState, entry: Entry) -> TraceState:
     """The tracestate with our entry in front, as the specification wants it of whoever changes its own."""
-    value = f"{entry.cascade}-{entry.id}" + ("-push" if entry.kind == "push" else "")
+    value = f"{entry.cascade}-{entry.id}"
+    if entry.kind == "push":
+        value += "-push"
+    elif entry.kind == "send" and (entry.attributes or {}).get(names.RPC_SYSTEM) == names.JSONRPC:
+        value += f"-{names.TRANSPORT_MARK}"
     if not state:
         return TraceState([(names.TRACESTATE_KEY, value)])
     items = [(key, each) for key, each in state.items() if key != names.TRACESTATE_KEY]

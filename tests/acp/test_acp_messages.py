@@ -8,8 +8,8 @@ from collections import Counter, OrderedDict, defaultdict
 import pytest
 from acp.connection import Connection
 from acp.exceptions import RequestError
-from any_acp import Agent, Client, connected, hang_up, hello, raw, say, streams, text
-from opentelemetry import baggage, trace
+from any_acp import V12, Agent, Client, connected, hang_up, hello, raw, say, streams, text
+from opentelemetry import baggage, propagate, trace
 from opentelemetry import context as otel_context
 from plain_peer import PlainPeer
 
@@ -17,9 +17,9 @@ import acp
 import hopwatch
 from exported import cascades, only_cascade, others, tree, verdict
 from hopwatch import attributes as names
-from hopwatch import process
+from hopwatch import process, propagation
 from hopwatch.instrument import acp as instrumentation
-from hopwatch.instrument import acp_links
+from hopwatch.instrument import acp_links, asgi
 
 pytestmark = pytest.mark.usefixtures("acp_instrumented", "empty")
 TRACE_KEYS = {"traceparent", "tracestate", "baggage"}
@@ -399,6 +399,46 @@ def test_nothing_goes_out_where_that_is_switched_off_and_the_verdict_is_up_to_th
     assert said.verdict == "settled"
     # What it calls itself is known from the first answer on.
     assert said.opaque == ["stdio", "worker"]
+
+
+@pytest.mark.skipif(not V12, reason="transports are there from 0.12 on; ci: may be skipped")
+def test_the_http_requests_by_which_a_message_is_sent_are_no_messages_themselves():
+    from acp._transport import memory_transport_pair
+
+    requests = []
+
+    class OverHttp:
+        """Sends as an instrumented HTTP client does: with what is current as headers."""
+
+        def __init__(self, inner):
+            self.receive, self.close, self.inner = inner.receive, inner.close, inner
+
+        async def send(self, message):
+            headers = {}
+            propagate.inject(headers)
+            requests.append((headers, message))
+            await self.inner.send(message)
+
+    async def main():
+        ours, theirs = memory_transport_pair()
+        running = asyncio.create_task(acp.run_agent(Agent(), theirs))
+        connection = acp.connect_to_agent(Client(), OverHttp(ours))
+        with hopwatch.cascade("root"):
+            await raw(connection, "_tool", {"a": 1})
+        await connection.close()
+        await asyncio.wait([running])
+        await all_closed()
+
+    run(main)
+    assert verdict(only_cascade()).verdict == "settled"
+    ((headers, message),) = requests
+    assert propagation.incoming(headers).hop == propagation.incoming(message["params"]["_meta"]).hop
+    scope = {"type": "http", "path": "/", "headers": [(k.encode(), v.encode()) for k, v in headers.items()]}
+    assert asgi.Exchange(scope).carrier is None
+    # A peer that does HTTP for it, and hands on what the message carried, is another matter.
+    meta = message["params"]["_meta"]
+    scope["headers"] = [(key.encode(), meta[key].encode()) for key in ("traceparent", "tracestate")]
+    assert asgi.Exchange(scope).carrier is not None
 
 
 # Peers -----------------------------------------------------------------------------------------------------------------
