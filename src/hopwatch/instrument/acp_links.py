@@ -26,7 +26,7 @@ SECOND: Final = 1_000_000_000
 SOON: Final = SECOND // 4
 """Nanoseconds after the end of reading until which nothing is told: whoever closes properly does it then."""
 LATE: Final = 10 * SECOND
-"""The same where the owner is still there, and may close it yet."""
+"""The same where the owner, or another task of the application, may close it yet: the owner is still there, or it read to the end."""
 MAX_WATCHED: Final = 10_000
 """Connections that are looked at because nobody reads from them; more than that are not told of one by one."""
 PROMPT: Final = "session/prompt"
@@ -77,11 +77,14 @@ class Loop:
         self.ended = True
 
 
+tasks.hidden += (Loop,)
+
+
 class Connected:
     """What is known of one connection; of the connection itself nothing is kept."""
 
     __slots__ = (
-        "__weakref__", "asked", "at", "closing", "coming", "how", "loops", "mark", "name", "owner", "peer", "plain", "port", "reading", "told", "traces", "where", "works",
+        "__weakref__", "asked", "at", "closing", "coming", "cut_off", "how", "loops", "mark", "name", "owner", "peer", "plain", "port", "reading", "told", "traces", "where", "works",
     )  # fmt: skip
 
     def __init__(self, connection: Any) -> None:
@@ -108,6 +111,8 @@ class Connected:
         self.at = 0
         """When nobody read any more, in Unix nanoseconds."""
         self.how = ""
+        self.cut_off = False
+        """Whether its owner was cancelled while it read: nobody goes on to close it."""
         self.loops: list[Loop] = []
         self.told = False
         self.where, self.port = _address_of(connection)
@@ -210,9 +215,9 @@ class Connected:
             return
         self.at = time.time_ns()
         owner = self.owner
-        self.how = (
-            "was asked to cancel" if owner is not None and owner.asked_to_cancel() else "has read to the end"
-        )
+        asked = owner is not None and owner.asked_to_cancel()
+        self.how = "was asked to cancel" if asked else "has read to the end"
+        self.cut_off = asked or (sys.version_info < (3, 11) and not _is_at_end(connection))
         supervisor = getattr(connection, "_tasks", None)
         me = current_task()
         for task in list(getattr(supervisor, "_tasks", ())):
@@ -225,13 +230,22 @@ class Connected:
             _watched[id(self)] = self
             hopwatch_process.here().telemetry.look()
 
+    def is_lost(self) -> bool:
+        """Whether one of its loops can be ended by nobody any more: it was collected while pending, or its event loop is closed."""
+        for loop in self.loops:
+            task = None if loop.ended else loop.task()
+            if not loop.ended and (task is None or (not task.done() and task.get_loop().is_closed())):
+                return True
+        return False
+
     def left_over(self) -> list[Orphan]:
         """Its loops that nobody will ever end; with those that have been collected while pending."""
         if self.closing or self.owner is None or not self.at:
             return []
-        if self.owner.alive() and time.time_ns() - self.at < LATE:
+        alive = self.owner.alive()
+        if (alive or not (self.cut_off or self.is_lost())) and time.time_ns() - self.at < LATE:
             return []
-        ended = "has left it" if self.owner.alive() else "has ended"
+        ended = "has left it" if alive else "has ended"
         words = (
             f"Nobody will close the connection to {self.name or self.where}: {self.owner.words}, which owned it, {self.how} and {ended}"
             if self.how == "was asked to cancel"
@@ -300,6 +314,13 @@ def look(now: int) -> None:
 def forget() -> None:
     """Forget what is known of connections."""
     _watched.clear()
+
+
+def _is_at_end(connection: Any) -> bool:
+    """Whether all that the peer sent has been read: where the SDK swallows a cancellation, and nobody else tells of it."""
+    reader = getattr(connection, "_reader", None)
+    at_eof = getattr(reader, "at_eof", None)
+    return at_eof is None or bool(at_eof())
 
 
 def _address_of(connection: Any) -> tuple[str, int]:
