@@ -126,7 +126,7 @@ print(wrapped, type(acp.connection.Connection.__dict__["send_request"]).__name__
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
     )
-    assert done.stdout == "FunctionWrapper function\n", done.stderr
+    assert done.stdout == "Wrapper function\n", done.stderr
 
 
 # The same outcome ------------------------------------------------------------------------------------------------------
