@@ -629,6 +629,8 @@ class ACPInstrumentor(BaseInstrumentor):  # type: ignore[misc]
     def _instrument(self, **_: Any) -> None:
         self._patches = Patches()
         del missing[:]
+        if hopwatch_process.refused_here():
+            return
         try:
             telemetry.asks = http_client.asks
             telemetry.owes_answer = asgi.owes_answer
