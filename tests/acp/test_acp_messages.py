@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import gc
 import json
+import weakref
 from collections import Counter, OrderedDict, defaultdict
 
 import pytest
@@ -610,6 +612,50 @@ def test_params_of_a_kind_of_dict_carry_their_hop_as_a_dict_does(kind):
     run(main)
     assert [*agent.seen[0][1].items()] == [("b", 1), ("a", 2)]
     assert tree(only_cascade()) == [("task", [("send", [("request", [])])])]
+
+
+def test_a_connection_of_a_class_that_cannot_be_hashed_serves_what_was_written_and_its_hop_is_known():
+    class Mine(Connection):
+        def __eq__(self, other):
+            return True
+
+    seen = []
+
+    async def serve(method, params, is_notification):
+        seen.append(params)
+        return {}
+
+    async def main():
+        here, there = await streams()
+        agent, client = Mine(serve, *there), Mine(serve, *here)
+        with hopwatch.cascade("root"):
+            await client.send_request("_x", {"a": 1})
+        await all_closed()
+        for connection, writer in ((client, here[0]), (agent, there[0])):
+            await connection.close()
+            await hang_up(writer)
+        return weakref.ref(agent)
+
+    known = asyncio.run(asyncio.wait_for(main(), 60))
+    assert seen == [{"a": 1}]
+    assert tree(only_cascade()) == [("task", [("send", [("request", [])])])]
+    gc.collect()
+    assert known() is None
+    assert process.failures == {}
+
+
+def test_nothing_is_kept_of_connections_that_are_gone():
+    async def main():
+        for _ in range(3):
+            async with connected(Agent()) as connection:
+                await hello(connection)
+        await all_closed()
+
+    gc.collect()
+    before = len(acp_links._connections)
+    run(main)
+    gc.collect()
+    assert len(acp_links._connections) <= before
 
 
 @pytest.mark.parametrize("which", ["before", "after"])

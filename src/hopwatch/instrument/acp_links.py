@@ -11,7 +11,7 @@ import sys
 import time
 from asyncio import current_task
 from typing import TYPE_CHECKING, Any, Final
-from weakref import WeakKeyDictionary, ref
+from weakref import ref
 
 from hopwatch import attributes as names
 from hopwatch import process as hopwatch_process
@@ -259,26 +259,32 @@ class Connected:
         return out
 
 
-_connections: WeakKeyDictionary[Any, Connected] = WeakKeyDictionary()
+_connections: dict[int, tuple[Any, Connected]] = {}
+"""By a connection's id a weak reference to it, and what is known of it. It need not be one that can be hashed, nor compared."""
 _watched: dict[int, Connected] = {}
 """Connections that nobody reads from, and that nobody has closed."""
 
 
 def of(connection: Any) -> Connected:
     """What is known of a connection."""
-    found = _connections.get(connection)
-    if found is None:
-        found = _connections[connection] = Connected(connection)
-    return found
+    key = id(connection)
+    found = _connections.get(key)
+    if found is not None and found[0]() is connection:
+        return found[1]
+    known = Connected(connection)
+
+    def collected(reference: Any, connections: dict[int, tuple[Any, Connected]] = _connections) -> None:
+        if connections.get(key, (None,))[0] is reference:
+            connections.pop(key, None)
+
+    _connections[key] = (ref(connection, collected), known)
+    return known
 
 
 def is_read(connection: Any) -> bool | None:
     """Whether anybody reads from a connection; None where that is not known."""
-    try:
-        found = _connections.get(connection)
-    except TypeError:
-        return None
-    return found.reading if found is not None else None
+    found = _connections.get(id(connection))
+    return found[1].reading if found is not None and found[0]() is connection else None
 
 
 def orphaned() -> list[Orphan]:
