@@ -615,7 +615,7 @@ def test_params_of_a_kind_of_dict_carry_their_hop_as_a_dict_does(kind):
 
 
 def test_a_connection_of_a_class_that_cannot_be_hashed_serves_what_was_written_and_its_hop_is_known():
-    class Mine(Connection):
+    class Mine(Connection):  # noqa: PLW1641 - that is the story
         def __eq__(self, other):
             return True
 
