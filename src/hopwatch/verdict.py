@@ -393,7 +393,10 @@ def _took(child: Hop, hop: Hop) -> bool:
     if not child.remote:
         return False
     method = hop.attributes.get(RPC_METHOD) if hop.attributes.get(RPC_SYSTEM) == JSONRPC else None
-    return method is None or child.attributes.get(RPC_METHOD) == method
+    if method is None or child.attributes.get(RPC_METHOD) == method:
+        return True
+    # Of a hop that somebody else tells of, since its process died, only the name is known.
+    return child.outcome == "abandoned" and RPC_METHOD not in child.attributes and child.name == hop.name
 
 
 _ORDER: Final = (

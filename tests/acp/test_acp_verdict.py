@@ -68,3 +68,12 @@ def test_a_hop_of_another_method_is_not_how_the_peer_took_a_message():
         attributes = {"rpc.system.name": "jsonrpc", "rpc.method": method} if method else {}
         took = hop(2, send.id, kind="request", agent="worker", remote=True, attributes=attributes)
         assert of(send, took, now=NOW + 3 * ON_ITS_WAY).verdict == expected
+
+
+def test_the_hop_of_a_peer_that_died_is_how_it_took_the_message_though_only_its_name_is_known():
+    asked = {"rpc.system.name": "jsonrpc", "rpc.method": "session/prompt"}
+    send = hop(1, name="session/prompt", outcome="cancelled", peer="unknown", attributes=asked)
+    for name, missing in (("session/prompt", []), ("GET /", ["delivery"])):
+        took = hop(2, send.id, kind="request", name=name, agent="worker", remote=True, outcome="abandoned")
+        said = of(send, took, now=NOW + 3 * ON_ITS_WAY)
+        assert (said.verdict, [each.what for each in said.missing]) == ("broken", missing)
