@@ -41,12 +41,15 @@ if {how!r} == "in code":
     hopwatch.instrument()
     hopwatch.instrument()
 if {how!r} == "by hand":
+    from hopwatch import orphans
     from hopwatch.instrumentation.a2a import A2AInstrumentor
+    from hopwatch.instrumentation.acp import ACPInstrumentor
     from hopwatch.instrumentation.asyncio import AsyncioInstrumentor
-    for each in (A2AInstrumentor(), AsyncioInstrumentor()):
+    for each in (A2AInstrumentor(), ACPInstrumentor(), AsyncioInstrumentor()):
         each.instrument()
         each.uninstrument()
         each.instrument()
+    assert orphans.sources == []
 
 async def work(number):
     await asyncio.sleep(0)

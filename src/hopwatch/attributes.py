@@ -124,7 +124,12 @@ BLOCKING: Final = "hopwatch.a2a.blocking"
 
 # Headers.
 TRACESTATE_KEY: Final = "hopwatch"
-"""Key of our tracestate entry; its value is `<cascade>-<hop>`, 32 and 16 hex digits, and for a push `-push`."""
+"""Key of our tracestate entry; its value is `<cascade>-<hop>`, 32 and 16 hex digits, and for a push `-push`.
+
+A message of the Agent Client Protocol adds `-` and 8 hex digits, which name its connection: who gets that back over the same
+connection knows that the peer only hands on what it was sent."""
+TRANSPORT_MARK: Final = "acp"
+"""What stands there instead in the context in which such a message is sent: the HTTP requests by which that is done are no message."""
 ACKNOWLEDGEMENT_HEADER: Final = "hopwatch-hop"
 """Beside `traceresponse`, which other instrumentations set too: the same value, and certainly a hop's."""
 TRACERESPONSE_HEADER: Final = "traceresponse"

@@ -1,6 +1,7 @@
 """Who caused this message, and did the other side take it? What goes over the wire, in and out.
 
-Out: `traceparent`, and in `tracestate` an entry `hopwatch=<cascade>-<hop>` (a push adds `-push`), which other
+Out: `traceparent`, and in `tracestate` an entry `hopwatch=<cascade>-<hop>` (a push adds `-push`, a message of the Agent Client
+Protocol a mark of its connection), which other
 instrumentations hand on as it is. Back: `traceresponse` with the receiver's hop, as the W3C draft "Trace Context Level 2" has it, and the same
 value under a name of our own, for other instrumentations answer with `traceresponse` as well.
 """
@@ -37,13 +38,13 @@ def outgoing(entry: Entry) -> dict[str, str]:
     }
 
 
-def hop_in_tracestate(header: str) -> tuple[str, str, bool] | None:
-    """The cascade and hop that a `tracestate` header carries, and whether that hop is a push; None where it carries none."""
+def hop_in_tracestate(header: str) -> tuple[str, str, str] | None:
+    """The cascade and hop that a `tracestate` header carries, and the mark behind them (`push`, say); None where it carries none."""
     for member in header.split(","):
         key, _, value = member.strip().partition("=")
         if key == names.TRACESTATE_KEY:
             cascade, _, rest = value.partition("-")
-            hop, _, kind = rest.partition("-")
+            hop, _, mark = rest.partition("-")
             if (
                 len(cascade) == 32
                 and len(hop) == 16
@@ -52,7 +53,7 @@ def hop_in_tracestate(header: str) -> tuple[str, str, bool] | None:
                 and int(hop, 16)
                 and int(cascade, 16)
             ):
-                return cascade, hop, kind == "push"
+                return cascade, hop, mark
     return None
 
 
@@ -62,8 +63,8 @@ def incoming(headers: Mapping[str, str]) -> Carrier | None:
     found = hop_in_tracestate(state) if state and names.TRACESTATE_KEY in state else None
     if found is None:
         return None
-    cascade, hop, push = found
-    return Carrier(cascade, hop, _context(headers, state or ""), push=push)
+    cascade, hop, mark = found
+    return Carrier(cascade, hop, _context(headers, state or ""), mark=mark)
 
 
 def _context(headers: Mapping[str, str], state: str) -> Any:

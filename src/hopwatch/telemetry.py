@@ -71,14 +71,19 @@ KINDS: Final[dict[str, SpanKind]] = {
 class Carrier:
     """What came in with a message: the hop that sent it, and the OpenTelemetry context around it."""
 
-    __slots__ = ("cascade", "context", "hop", "push")
+    __slots__ = ("cascade", "context", "hop", "mark")
 
-    def __init__(self, cascade: str, hop: str, context: Context | None, *, push: bool = False) -> None:
+    def __init__(self, cascade: str, hop: str, context: Context | None, *, mark: str = "") -> None:
         self.cascade = cascade
         self.hop = hop
         self.context = context
-        self.push = push
+        self.mark = mark
+        """What stands behind the hop: `push` where a push brought it, or which connection of the Agent Client Protocol did."""
+
+    @property
+    def push(self) -> bool:
         """Whether a push brought it: then what takes it is a webhook."""
+        return self.mark == "push"
 
 
 class Seed:
@@ -677,7 +682,11 @@ def agent_name(unknown: str = "unknown_service") -> str:
 
 def _with_hop(state: TraceState, entry: Entry) -> TraceState:
     """The tracestate with our entry in front, as the specification wants it of whoever changes its own."""
-    value = f"{entry.cascade}-{entry.id}" + ("-push" if entry.kind == "push" else "")
+    value = f"{entry.cascade}-{entry.id}"
+    if entry.kind == "push":
+        value += "-push"
+    elif entry.kind == "send" and (entry.attributes or {}).get(names.RPC_SYSTEM) == names.JSONRPC:
+        value += f"-{names.TRANSPORT_MARK}"
     if not state:
         return TraceState([(names.TRACESTATE_KEY, value)])
     items = [(key, each) for key, each in state.items() if key != names.TRACESTATE_KEY]

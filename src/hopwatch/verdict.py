@@ -17,6 +17,7 @@ from hopwatch.attributes import (
     HTTP_STATUS_CODE,
     INTERRUPTED_STATES,
     JSONRPC,
+    RPC_METHOD,
     RPC_REFUSALS,
     RPC_STATUS_CODE,
     RPC_SYSTEM,
@@ -323,7 +324,7 @@ def _missing(
             out.append(
                 Missing("dropped", hop.id, None, f"the peer of {describe(hop)} had no room to account for it")
             )
-        elif hop.peer == "unknown" and not any(child.remote for child in below):
+        elif hop.peer == "unknown" and not any(_took(child, hop) for child in below):
             sentence = f"nobody knows whether {describe(hop)} reached {hop.peer_name or 'its peer'}: {hop.reason or 'no answer came'}"
             # One that went out in order, and that nobody answers, is in general about to be told of by whoever took it.
             since = hop.heard if hop.outcome == "finished" else 0
@@ -381,6 +382,21 @@ def _missing(
     # What was promised by its id says more than what only left a gap.
     out.sort(key=lambda each: _ORDER.index(each.what))
     return out, opaque
+
+
+def _took(child: Hop, hop: Hop) -> bool:
+    """Whether `child` is the hop by which the peer took what `hop` sent.
+
+    A peer that hopwatch cannot see into may hand on what it was sent: then others' hops are below this one, too. A message of the
+    Agent Client Protocol is taken by a hop of the same method.
+    """
+    if not child.remote:
+        return False
+    method = hop.attributes.get(RPC_METHOD) if hop.attributes.get(RPC_SYSTEM) == JSONRPC else None
+    if method is None or child.attributes.get(RPC_METHOD) == method:
+        return True
+    # Of a hop that somebody else tells of, since its process died, only the name is known.
+    return child.outcome == "abandoned" and RPC_METHOD not in child.attributes and child.name == hop.name
 
 
 _ORDER: Final = (

@@ -4,6 +4,7 @@ import asyncio
 import gc
 
 import pytest
+from acp.connection import Connection
 from any_acp import (
     CLOSES,
     RELEASE,
@@ -330,7 +331,11 @@ def test_a_client_that_nobody_closes_leaves_its_sender_once_its_peer_has_gone(wa
         connection, peer, writer = checking.result()
         assert services() == []  # it reads, and may be somebody's
         await peer.close()
-        await until(services)
+        known = acp_links.of(connection._conn)
+        await until(lambda: known.at)
+        watched.tick(later=1)
+        assert (services(), told) == ([], [])  # somebody who has it may close it yet
+        known.at -= acp_links.LATE
         left = services()
         watched.tick(later=1)
         await connection.close()
@@ -341,6 +346,32 @@ def test_a_client_that_nobody_closes_leaves_its_sender_once_its_peer_has_gone(wa
     assert [each.name for each in left] == SERVICE_LOOPS
     assert all("task 'health-check'" in each.owner and "has ended" in each.owner for each in left)
     assert [names for _, names in told] == [SERVICE_LOOPS]
+
+
+def test_a_connection_whose_listener_ends_with_its_peer_may_be_closed_by_another_task(watched, told):
+    async def serve(method, params, is_notification):
+        return {}
+
+    async def main():
+        here, there = await streams()
+        connection = Connection(serve, *here, listening=False)
+        listening = asyncio.create_task(connection.main_loop())
+        await until(lambda: acp_links.of(connection).reading)
+        await hang_up(there[0])
+        await listening
+        left = services()
+        loops = [task for task in asyncio.all_tasks() if task.get_name() in SERVICE_LOOPS]
+        shown = [repr(task) for task in loops]
+        watched.tick(later=5)
+        await connection.close()
+        watched.tick(later=20)
+        await hang_up(here[0])
+        return left, shown
+
+    left, shown = run(main)
+    assert (left, told) == ([], [])
+    assert len(shown) == len(SERVICE_LOOPS)
+    assert not any("hopwatch" in each for each in shown), shown
 
 
 def test_a_connection_that_is_closed_in_order_leaves_nothing_to_tell(watched, told):

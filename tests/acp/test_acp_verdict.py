@@ -59,3 +59,21 @@ def test_a_message_is_settled_only_if_it_was_refused_answered_or_its_hop_has_com
         on_its_way = outcome == "finished" and later <= ON_ITS_WAY
         assert said.verdict == ("in_flight" if on_its_way else "unknown")
     assert (said.opaque != []) == (peer == "opaque")
+
+
+def test_a_hop_of_another_method_is_not_how_the_peer_took_a_message():
+    asked = {"rpc.system.name": "jsonrpc", "rpc.method": "session/prompt"}
+    send = hop(1, outcome="cancelled", peer="unknown", attributes=asked)
+    for method, expected in (("session/prompt", "settled"), ("session/update", "unknown"), (None, "unknown")):
+        attributes = {"rpc.system.name": "jsonrpc", "rpc.method": method} if method else {}
+        took = hop(2, send.id, kind="request", agent="worker", remote=True, attributes=attributes)
+        assert of(send, took, now=NOW + 3 * ON_ITS_WAY).verdict == expected
+
+
+def test_the_hop_of_a_peer_that_died_is_how_it_took_the_message_though_only_its_name_is_known():
+    asked = {"rpc.system.name": "jsonrpc", "rpc.method": "session/prompt"}
+    send = hop(1, name="session/prompt", outcome="cancelled", peer="unknown", attributes=asked)
+    for name, missing in (("session/prompt", []), ("GET /", ["delivery"])):
+        took = hop(2, send.id, kind="request", name=name, agent="worker", remote=True, outcome="abandoned")
+        said = of(send, took, now=NOW + 3 * ON_ITS_WAY)
+        assert (said.verdict, [each.what for each in said.missing]) == ("broken", missing)

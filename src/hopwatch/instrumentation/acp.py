@@ -33,8 +33,10 @@ if TYPE_CHECKING:
 
     from hopwatch.instrumentation.acp_links import Connected
     from hopwatch.ledger import Entry
+    from hopwatch.telemetry import Carrier
 
 UNANSWERED: Final = "nobody answers a notification"
+UNJOINED: Final = "it carried no hop, so what the peer does for it is a cascade of its own"
 missing: list[str] = []
 """Seams that the installed release does not have."""
 
@@ -45,7 +47,7 @@ missing: list[str] = []
 class Message:
     """One message that is sent, and what became of it; as a target it says to whom."""
 
-    __slots__ = ("__weakref__", "acknowledged", "answered", "code", "connected", "id", "injected", "key", "method", "notifies", "session", "told", "unavailable")  # fmt: skip
+    __slots__ = ("__weakref__", "acknowledged", "answered", "code", "connected", "id", "injected", "key", "method", "notifies", "session", "silent", "told", "unavailable")  # fmt: skip
 
     def __init__(self, connected: Connected, method: str, *, notifies: bool) -> None:
         self.connected = connected
@@ -56,6 +58,8 @@ class Message:
         self.session: str | None = None
         self.injected = False
         """Whether it carries the hop that sends it."""
+        self.silent = False
+        """Whether it carries none because that is switched off."""
         self.unavailable = False
         """Whether the connection was closed already."""
         self.answered = False
@@ -106,7 +110,7 @@ class Message:
         """End the hop, and say what is known of the peer."""
         self.asks_no_more()
         connected = self.connected
-        connected.ended(self)
+        connected.ended(self, entry)
         connected.describe(entry)
         if self.acknowledged:
             connected.peer = "instrumented"
@@ -114,16 +118,18 @@ class Message:
             entry.set(names.PEER, "refused")
         elif not self.answered and not (self.notifies and error is None):
             entry.set(names.PEER, "unknown")
-        elif not self.injected:
-            entry.set(names.PEER, "opaque")
         elif connected.peer == "instrumented":
-            # Its hop will come, and names this one as its parent. Nobody has said which it is.
+            # If it carried this one, its hop will come, and names this one as its parent. Nobody has said which it is.
             entry.set(names.PEER, "unknown")
-            entry.reason = UNANSWERED if self.notifies else "it was answered without an acknowledgement"
+            if not self.injected:
+                entry.reason = UNJOINED
+            else:
+                entry.reason = UNANSWERED if self.notifies else "it was answered without an acknowledgement"
         elif self.answered:
-            connected.peer = "opaque"
+            if self.injected:
+                connected.peer = "opaque"
             entry.set(names.PEER, "opaque")
-        elif connected.peer == "opaque" or connected.brings_nothing:
+        elif self.silent or connected.peer == "opaque" or connected.brings_nothing:
             entry.set(names.PEER, "opaque")
         else:
             entry.set(names.PEER, "unknown")
@@ -183,8 +189,9 @@ def _open_send(
             return None, args, kwargs
         entry.instance_of = message
         connected.describe(entry)
-        if process.settings.acp_inject and connected.takes_keys:
-            carrying = acp_wire.carrying(params, entry)
+        message.silent = not process.settings.acp_inject
+        if not message.silent and connected.takes_keys:
+            carrying = acp_wire.carrying(params, entry, connected.mark)
             if carrying is not None:
                 message.injected = True
                 if len(args) > 1:
@@ -255,13 +262,15 @@ _serving: ContextVar[Served | None] = ContextVar("hopwatch_acp_served", default=
 class Served(asgi.Exchange):
     """One message that is being served; as a block, what runs inside serves it."""
 
-    __slots__ = ("_around", "_hop", "_http", "_outer", "came", "code", "connected", "error", "id", "message", "notifies", "session")  # fmt: skip
+    __slots__ = ("_around", "_hop", "_http", "_outer", "came", "code", "connected", "echo", "error", "id", "message", "notifies", "session")  # fmt: skip
 
     def __init__(self, connected: Connected | None, message: dict[str, Any], *, notifies: bool) -> None:
         stripped, found = acp_wire.taken_from(message)
         self.headers = found
         self.before = 0
         self.carrier = propagation.incoming(found)
+        self.echo: Carrier | None = None
+        """Which hop of ours the message was sent for, as a peer without hopwatch handed it on."""
         self.path = str(message.get("method"))
         self.entry = None
         self.answered = self.over = False
@@ -280,8 +289,12 @@ class Served(asgi.Exchange):
         self.came = connected.taken(message) if connected is not None else None
         """What has stood for it since it came; it keeps the hop open that caused it."""
         if connected is not None:
+            if self.carrier is not None and self.carrier.mark == connected.mark:
+                # The peer hands on what we sent to it, as tracing does: nothing of ours need be there.
+                self.carrier, self.echo = None, self.carrier
             if self.carrier is not None:
-                connected.peer = "instrumented"
+                if acp_wire.is_senders_own(found, self.carrier):
+                    connected.peer = "instrumented"
             elif not notifies:
                 connected.plain += 1
                 connected.traces = connected.traces or bool(found)
@@ -311,6 +324,7 @@ class Served(asgi.Exchange):
             attributes[names.GEN_AI_CONVERSATION_ID] = self.session
         parent = None
         token = None
+        carrier = self.carrier
         links = []
         if self.carrier is not None:
             sender = SpanContext(
@@ -323,7 +337,11 @@ class Served(asgi.Exchange):
         else:
             # A peer that carries nothing: what it asks while it works on a prompt of ours is part of that.
             parent = self._caused_here()
-            around = propagation.plain_context(self.headers) if parent is None else None
+            if parent is None and self.echo is not None:
+                # That has ended: what comes of it belongs below it all the same. It is not how the peer took it.
+                carrier = self.echo
+                del attributes[names.RPC_METHOD]
+            around = propagation.plain_context(self.headers) if parent is None and carrier is None else None
             if around is not None:
                 token = otel_context.attach(around)
         task = current_task()
@@ -332,7 +350,7 @@ class Served(asgi.Exchange):
             "request",
             name,
             parent,
-            carrier=self.carrier,
+            carrier=carrier,
             attributes=attributes,
             runner=ref(task) if task is not None else None,
             links=links,
@@ -351,7 +369,8 @@ class Served(asgi.Exchange):
             return None
         if self.came is not None:
             return self.came.parent
-        return self.connected.working_on(self.session)
+        sent = self.connected.sent(self.echo.hop) if self.echo is not None else None
+        return sent if sent is not None and sent.done is None else self.connected.working_on(self.session)
 
     def __exit__(self, *_: object) -> None:
         # In another context (a coroutine that was collected is closed in one) nothing of ours is set.
@@ -610,6 +629,8 @@ class ACPInstrumentor(BaseInstrumentor):  # type: ignore[misc]
     def _instrument(self, **_: Any) -> None:
         self._patches = Patches()
         del missing[:]
+        if hopwatch_process.refused_here():
+            return
         try:
             hop_waits.asks = http_client.asks
             hop_waits.owes_answer = asgi.owes_answer

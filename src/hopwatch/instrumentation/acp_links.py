@@ -11,7 +11,7 @@ import sys
 import time
 from asyncio import current_task
 from typing import TYPE_CHECKING, Any, Final
-from weakref import WeakKeyDictionary, WeakValueDictionary, ref
+from weakref import ref
 
 from hopwatch import attributes as names
 from hopwatch import process as hopwatch_process
@@ -26,9 +26,10 @@ SECOND: Final = 1_000_000_000
 SOON: Final = SECOND // 4
 """Nanoseconds after the end of reading until which nothing is told: whoever closes properly does it then."""
 LATE: Final = 10 * SECOND
-"""The same where the owner is still there, and may close it yet."""
+"""The same where the owner, or another task of the application, may close it yet: the owner is still there, or it read to the end."""
 MAX_WATCHED: Final = 10_000
 """Connections that are looked at because nobody reads from them; more than that are not told of one by one."""
+PROMPT: Final = "session/prompt"
 _LOOPS: Final = ("acp.Sender.loop", "acp.Dispatcher.loop", "acp.Connection.receive")
 
 
@@ -76,16 +77,21 @@ class Loop:
         self.ended = True
 
 
+tasks.hidden += (Loop,)
+
+
 class Connected:
     """What is known of one connection; of the connection itself nothing is kept."""
 
     __slots__ = (
-        "__weakref__", "asked", "at", "closing", "coming", "how", "loops", "name", "owner", "peer", "plain", "port", "reading", "told", "traces", "where", "works",
+        "__weakref__", "asked", "at", "closing", "coming", "cut_off", "how", "loops", "mark", "name", "owner", "peer", "plain", "port", "reading", "told", "traces", "where", "works",
     )  # fmt: skip
 
     def __init__(self, connection: Any) -> None:
         self.peer: str | None = None
         """`instrumented` or `opaque`, as far as its answers and messages have shown."""
+        self.mark = os.urandom(4).hex()
+        """Goes out with each message: what comes with it is not the peer's own, which only hands on what it was sent."""
         self.plain = 0
         """How many requests of it carried no hop."""
         self.traces = False
@@ -96,8 +102,8 @@ class Connected:
         """The requests that await its answer, by their number."""
         self.coming: dict[int, tuple[Any, Entry]] = {}
         """Messages that have come and are not served yet, by their id: the message, and what keeps the hop open that caused it."""
-        self.works: WeakValueDictionary[str, Entry] = WeakValueDictionary()
-        """By session, the newest request about it that awaits its answer."""
+        self.works: dict[str, dict[str, Entry]] = {}
+        """By session the requests about it that await their answers, by their hops, the newest last."""
         self.owner: Owner | None = None
         self.reading: bool | None = None
         """Whether anybody reads what comes; None where that began before the instrumentation."""
@@ -105,6 +111,8 @@ class Connected:
         self.at = 0
         """When nobody read any more, in Unix nanoseconds."""
         self.how = ""
+        self.cut_off = False
+        """Whether its owner was cancelled while it read: nobody goes on to close it."""
         self.loops: list[Loop] = []
         self.told = False
         self.where, self.port = _address_of(connection)
@@ -141,24 +149,38 @@ class Connected:
         if not message.notifies and isinstance(message.id, (int, str)):
             self.asked[message.id] = (message, entry)
             if message.session is not None:
-                self.works[message.session] = entry
+                self.works.setdefault(message.session, {})[entry.id] = entry
 
-    def ended(self, message: Any) -> None:
+    def ended(self, message: Any, entry: Entry) -> None:
         """Note that nobody awaits its answer any more."""
+        about = self.works.get(message.session)
+        if about is not None:
+            about.pop(entry.id, None)
+            if not about:
+                del self.works[message.session]
         if not message.notifies and isinstance(message.id, (int, str)):
             found = self.asked.get(message.id)
             if found is not None and found[0] is message:
                 del self.asked[message.id]
 
     def working_on(self, session: str | None) -> Entry | None:
-        """The request of ours about a session that the peer works on."""
-        entry = self.works.get(session) if session is not None else None
-        return entry if entry is not None and entry.done is None else None
+        """The request of ours about a session that the peer works on: the newest prompt, or else the newest of the others."""
+        newest = None
+        for entry in reversed(self.works.get(session, {}).values()) if session is not None else ():
+            if entry.done is None and entry.name == PROMPT:
+                return entry
+            if entry.done is None and newest is None:
+                newest = entry
+        return newest
+
+    def sent(self, hop: str) -> Entry | None:
+        """The request of ours that awaits its answer, by its hop."""
+        return next((entry for _, entry in self.asked.values() if entry.id == hop), None)
 
     def came(self, message: dict[str, Any]) -> Entry | None:
         """Note a message that will wait in a queue. One that carries a hop has its cause elsewhere."""
         cause = self.working_on(acp_wire.session_in(message.get("params")))
-        if cause is None or self.closing or acp_wire.carries(message):
+        if cause is None or self.closing or acp_wire.carries(message, self.mark):
             return None
         entry = cause.ledger.open("task", "a message that has come", cause)
         if entry is not None:
@@ -193,9 +215,9 @@ class Connected:
             return
         self.at = time.time_ns()
         owner = self.owner
-        self.how = (
-            "was asked to cancel" if owner is not None and owner.asked_to_cancel() else "has read to the end"
-        )
+        asked = owner is not None and owner.asked_to_cancel()
+        self.how = "was asked to cancel" if asked else "has read to the end"
+        self.cut_off = asked or (sys.version_info < (3, 11) and not _is_at_end(connection))
         supervisor = getattr(connection, "_tasks", None)
         me = current_task()
         for task in list(getattr(supervisor, "_tasks", ())):
@@ -208,13 +230,22 @@ class Connected:
             _watched[id(self)] = self
             hopwatch_process.here().telemetry.look()
 
+    def is_lost(self) -> bool:
+        """Whether one of its loops can be ended by nobody any more: it was collected while pending, or its event loop is closed."""
+        for loop in self.loops:
+            task = None if loop.ended else loop.task()
+            if not loop.ended and (task is None or (not task.done() and task.get_loop().is_closed())):
+                return True
+        return False
+
     def left_over(self) -> list[Orphan]:
         """Its loops that nobody will ever end; with those that have been collected while pending."""
         if self.closing or self.owner is None or not self.at:
             return []
-        if self.owner.alive() and time.time_ns() - self.at < LATE:
+        alive = self.owner.alive()
+        if (alive or not (self.cut_off or self.is_lost())) and time.time_ns() - self.at < LATE:
             return []
-        ended = "has left it" if self.owner.alive() else "has ended"
+        ended = "has left it" if alive else "has ended"
         words = (
             f"Nobody will close the connection to {self.name or self.where}: {self.owner.words}, which owned it, {self.how} and {ended}"
             if self.how == "was asked to cancel"
@@ -228,26 +259,32 @@ class Connected:
         return out
 
 
-_connections: WeakKeyDictionary[Any, Connected] = WeakKeyDictionary()
+_connections: dict[int, tuple[Any, Connected]] = {}
+"""By a connection's id a weak reference to it, and what is known of it. It need not be one that can be hashed, nor compared."""
 _watched: dict[int, Connected] = {}
 """Connections that nobody reads from, and that nobody has closed."""
 
 
 def of(connection: Any) -> Connected:
     """What is known of a connection."""
-    found = _connections.get(connection)
-    if found is None:
-        found = _connections[connection] = Connected(connection)
-    return found
+    key = id(connection)
+    found = _connections.get(key)
+    if found is not None and found[0]() is connection:
+        return found[1]
+    known = Connected(connection)
+
+    def collected(reference: Any, connections: dict[int, tuple[Any, Connected]] = _connections) -> None:
+        if connections.get(key, (None,))[0] is reference:
+            connections.pop(key, None)
+
+    _connections[key] = (ref(connection, collected), known)
+    return known
 
 
 def is_read(connection: Any) -> bool | None:
     """Whether anybody reads from a connection; None where that is not known."""
-    try:
-        found = _connections.get(connection)
-    except TypeError:
-        return None
-    return found.reading if found is not None else None
+    found = _connections.get(id(connection))
+    return found[1].reading if found is not None and found[0]() is connection else None
 
 
 def orphaned() -> list[Orphan]:
@@ -283,6 +320,13 @@ def look(now: int) -> None:
 def forget() -> None:
     """Forget what is known of connections."""
     _watched.clear()
+
+
+def _is_at_end(connection: Any) -> bool:
+    """Whether all that the peer sent has been read: where the SDK swallows a cancellation, and nobody else tells of it."""
+    reader = getattr(connection, "_reader", None)
+    at_eof = getattr(reader, "at_eof", None)
+    return at_eof is None or bool(at_eof())
 
 
 def _address_of(connection: Any) -> tuple[str, int]:

@@ -8,6 +8,7 @@ the answer's `result` or `error`, never inside them, and only for a sender that 
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Final
 
 from hopwatch import attributes as names
@@ -15,35 +16,49 @@ from hopwatch import propagation
 from hopwatch.process import encodable
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from hopwatch.ledger import Entry
+    from hopwatch.telemetry import Carrier
 
 _PARENT, _STATE, _BAGGAGE = names.META_TRACE_KEYS
 _ABSENT: Final = object()
 
 
-def _member(cascade: str, hop: str) -> str:
-    return f"{names.TRACESTATE_KEY}={cascade}-{hop}"
+def _marked(state: str, entry: Entry, mark: str) -> str:
+    """A tracestate whose entry of ours, the first one, names the connection as well."""
+    _, comma, rest = state.partition(",")
+    return f"{names.TRACESTATE_KEY}={entry.cascade}-{entry.id}-{mark}{comma}{rest}"
 
 
-def carrying(params: Any, entry: Entry) -> dict[str, Any] | None:
-    """The params with the hop that sends them, in a new dict; None for params that must go out as they are.
+def _is_copied_as_written(mapping: dict[Any, Any]) -> bool:
+    """Whether a plain copy of a dict is written as it is itself: a class of the application's own may say otherwise."""
+    kind = type(mapping)
+    return kind in (dict, OrderedDict) or (
+        kind.items is dict.items and kind.keys is dict.keys and kind.__iter__ is dict.__iter__
+    )
+
+
+def carrying(params: Any, entry: Entry, mark: str) -> dict[str, Any] | None:
+    """The params with the hop that sends them and the `mark` of its connection, in a new dict; None for params that must go out as they are.
 
     Those that are no object have no place for it. An empty `_meta`, or one that is no object, could not be given back as it was.
     """
-    if type(params) is not dict:
+    if not isinstance(params, dict) or not _is_copied_as_written(params):
         return None
     meta = params.get(names.META_KEY, _ABSENT)
     ours = propagation.outgoing(entry)
     if not ours:
         return None
+    ours[_STATE] = _marked(ours[_STATE], entry, mark)
     if meta is _ABSENT:
         return {**params, names.META_KEY: {**ours, **_baggage_of_context()}}
-    if not isinstance(meta, dict) or not meta:
+    if not isinstance(meta, dict) or not meta or not _is_copied_as_written(meta):
         return None
     if not any(key in meta for key in names.META_TRACE_KEYS):
         return {**params, names.META_KEY: {**meta, **ours, **_baggage_of_context()}}
     state = meta.get(_STATE, _ABSENT)
-    member = _member(entry.cascade, entry.id)
+    member = _marked("", entry, mark)
     if state is _ABSENT:
         return {**params, names.META_KEY: {**meta, _STATE: member}}
     if not isinstance(state, str) or not state:
@@ -65,7 +80,7 @@ def taken_from(message: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]
     carried = propagation.hop_in_tracestate(found[_STATE]) if _STATE in found else None
     if carried is None:
         return message, found
-    cascade, hop, _ = carried
+    cascade, hop, _mark = carried
     left = dict(meta)
     if found.get(_PARENT, "")[:53] == f"00-{cascade}-{hop}-":
         for key in names.META_TRACE_KEYS:
@@ -73,10 +88,11 @@ def taken_from(message: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]
     else:
         # The application brought keys of its own: ours is the first entry of its tracestate.
         first, _, rest = found[_STATE].partition(",")
-        if first == _member(cascade, hop) and rest:
-            left[_STATE] = rest
-        elif first == _member(cascade, hop):
-            left.pop(_STATE)
+        if propagation.hop_in_tracestate(first) is not None:
+            if rest:
+                left[_STATE] = rest
+            else:
+                left.pop(_STATE)
     inside: dict[str, Any] = params  # type: ignore[assignment]
     cleaned = {key: value for key, value in inside.items() if key != names.META_KEY or left}
     if left:
@@ -84,12 +100,18 @@ def taken_from(message: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]
     return {**message, "params": cleaned}, found
 
 
-def carries(message: dict[str, Any]) -> bool:
-    """Whether a message carries the hop that sent it."""
+def carries(message: dict[str, Any], mark: str) -> bool:
+    """Whether a message carries the hop that sent it; one that came back over the connection of this `mark` did not."""
     params = message.get("params")
     meta = params.get(names.META_KEY) if isinstance(params, dict) else None
     state = meta.get(_STATE) if isinstance(meta, dict) else None
-    return isinstance(state, str) and propagation.hop_in_tracestate(state) is not None
+    carried = propagation.hop_in_tracestate(state) if isinstance(state, str) else None
+    return carried is not None and carried[2] != mark
+
+
+def is_senders_own(found: Mapping[str, str], carrier: Carrier) -> bool:
+    """Whether the hop that a message carries sent it. Another instrumentation may hand a hop on, below a span of its own."""
+    return found.get(_PARENT, "")[:53] == f"00-{carrier.cascade}-{carrier.hop}-"
 
 
 def acknowledging(payload: dict[str, Any], value: str) -> dict[str, Any]:

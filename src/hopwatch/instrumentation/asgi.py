@@ -67,6 +67,9 @@ class Exchange:
         self.before = propagation.attempts_before("", attempt) if attempt else 0
         """How often the message was sent before, as gRPC's core or a proxy says: nobody tells the sender."""
         self.carrier: Carrier | None = propagation.incoming(self.headers)
+        if self.carrier is not None and self.carrier.mark == names.TRANSPORT_MARK:
+            # How a message of the Agent Client Protocol goes over HTTP, or how the answers come: the message itself carries its hop.
+            self.carrier = None
         self.path: str = scope.get("path", "")
         self.entry: Entry | None = None
         self.status = 0

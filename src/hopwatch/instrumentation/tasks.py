@@ -540,6 +540,10 @@ def report(entry: Entry, reason: str) -> None:
         failed("report")
 
 
+hidden: tuple[type, ...] = (TaskNote,)
+"""Kinds of done callbacks that are ours."""
+
+
 def _showing(original: Any) -> Any:
     """`_future_repr_info`: a task's `repr` lists its done callbacks, and ours is none of the application's."""
 
@@ -548,8 +552,8 @@ def _showing(original: Any) -> Any:
         words = original(future)
         try:
             callbacks = future._callbacks  # noqa: SLF001
-            if callbacks and any(type(each[0]) is TaskNote for each in callbacks):
-                theirs = [each for each in callbacks if type(each[0]) is not TaskNote]
+            if callbacks and any(isinstance(each[0], hidden) for each in callbacks):
+                theirs = [each for each in callbacks if not isinstance(each[0], hidden)]
                 at = next(index for index, word in enumerate(words) if word.startswith("cb=["))
                 words[at : at + 1] = [asyncio.base_futures._format_callbacks(theirs)] if theirs else []  # noqa: SLF001
         except Exception:  # noqa: BLE001
