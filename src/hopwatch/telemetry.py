@@ -331,6 +331,7 @@ class Telemetry:
             visible = span
         else:
             visible = NonRecordingSpan(context)
+            lifted = False  # nobody can mark this one for export
             if record is not None and record is not span:
                 _settle(record, _sampled(context))
         entry.span = HopSpan(visible, context, entry.name, record, lifted=lifted)
