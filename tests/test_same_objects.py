@@ -102,8 +102,13 @@ def test_what_is_replaced_has_the_signature_the_name_and_the_kind_that_it_had():
     with instrumented():
         replaced = [key for key in before if vars(key[0])[key[1]] is not functions[key]]
         after = {key: description(getattr(*key)) for key in before}
-        # Whoever asks whether a class overrides a method compares two look-ups.
-        assert [key for key in replaced if getattr(*key) is not getattr(*key)] == []
+        # Whoever asks whether a class overrides a method compares two look-ups. Before 3.12 they are proxies of coroutine functions.
+        assert [
+            key
+            for key in replaced
+            if getattr(*key) is not getattr(*key)
+            and (sys.version_info >= (3, 12) or not inspect.iscoroutinefunction(functions[key]))
+        ] == []
     assert len(replaced) > 30
     assert {key: after[key] for key in replaced} == {key: before[key] for key in replaced}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import sys
@@ -33,6 +34,51 @@ def _be_as(original: Any, replacement: Any) -> None:
             replacement._is_coroutine = coroutines._is_coroutine  # type: ignore[attr-defined]  # noqa: SLF001
     except Exception:  # noqa: BLE001 - it is worth having without
         failed("instrument.kind")
+
+
+def _shows_its_kind(function: Any) -> bool:
+    """Whether `inspect` asks a function's code what kind it is of, so that only a proxy can pass for it."""
+    return inspect.isasyncgenfunction(function) or (
+        sys.version_info < (3, 12) and inspect.iscoroutinefunction(function)
+    )
+
+
+class BoundWrapper(wrapt.BoundFunctionWrapper):  # type: ignore[type-arg]
+    """A method that is wrapped, bound to its object."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """A method; or, as `weakref.WeakMethod` makes one anew, that of a function and its object."""
+        if len(args) == 2:
+            function, instance = args
+            return getattr(instance, function.__name__)
+        return super().__new__(cls, *args, **kwargs)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        if len(args) > 2:
+            super().__init__(*args, **kwargs)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if self._self_instance is None:
+            owner = getattr(self, "_self_owner", None)  # wrapt 2
+            return (getattr, (owner, self.__name__)) if owner is not None else self.__qualname__
+        return getattr, (self._self_instance, self.__name__)
+
+    def __copy__(self) -> Any:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        if self._self_instance is None:
+            return self
+        return getattr(copy.deepcopy(self._self_instance, memo), self.__name__)
+
+    def __repr__(self) -> str:
+        return repr(self.__wrapped__)
+
+
+class Wrapper(wrapt.FunctionWrapper):  # type: ignore[type-arg]
+    """A function that is wrapped, and can be pickled and referred to weakly where the function itself could."""
+
+    __bound_function_wrapper__ = BoundWrapper
 
 
 class Patches:
@@ -81,9 +127,8 @@ class Patches:
             return wrapped(*args, **kwargs) if self._undone else wrapper(wrapped, instance, args, kwargs)
 
         def make(original: Any) -> Any:
-            plain = type(original) is FunctionType and isinstance(owner, type)
-            if not plain or inspect.isasyncgenfunction(original):  # what is asked for that kind asks its code
-                return wrapt.FunctionWrapper(original, while_instrumented)
+            if type(original) is not FunctionType or not isinstance(owner, type) or _shows_its_kind(original):
+                return Wrapper(original, while_instrumented)
 
             # A function of its own is the same at each look-up, is pickled by its name, and can be referred to weakly.
             @functools.wraps(original)
