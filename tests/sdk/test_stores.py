@@ -35,6 +35,7 @@ databases = pytest.mark.parametrize(
             marks=[
                 pytest.mark.row(WHERE, "PostgreSQL", "a2a-sdk", "sqlalchemy", "asyncpg"),
                 pytest.mark.skipif(programs_of_postgresql() is None, reason="PostgreSQL is not installed"),
+                pytest.mark.one_python,
             ],
         ),
     ],
