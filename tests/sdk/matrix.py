@@ -1,7 +1,7 @@
 """With which releases of a2a-sdk do the stories hold, on which Python? Runs them in an environment each, and writes the table.
 
     python tests/sdk/matrix.py                     all of it, and docs/compatibility.md anew
-    python tests/sdk/matrix.py --thin              what CI runs: 0.3.26 and 1.0.0 on this Python, and nothing is written
+    python tests/sdk/matrix.py --thin              what CI runs: 0.3.26 and 1.0.0 on this Python without databases; nothing is written
     python tests/sdk/matrix.py 1.1.5 --python 3.13 one of it
     python tests/sdk/matrix.py --again             the table from what the last runs of all of it left, without running anything
 
