@@ -143,7 +143,12 @@ def told(report):
         outcomes[case.get("name")] = (
             "failed" if kinds & {"failure", "error"} else "skipped" if "skipped" in kinds else "passed"
         )
-        said += [(each.get("name"), each.get("value")) for each in case.iter("property")]
+        # The rows are for the table of `tests/rows.py`.
+        said += [
+            (each.get("name"), each.get("value"))
+            for each in case.iter("property")
+            if each.get("name") != "row"
+        ]
     return outcomes, said
 
 
