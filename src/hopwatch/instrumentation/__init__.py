@@ -81,6 +81,13 @@ class Wrapper(wrapt.FunctionWrapper):  # type: ignore[type-arg]
     __bound_function_wrapper__ = BoundWrapper
 
 
+def named(coroutine: Any, wrapped: Any) -> Any:
+    """Have a coroutine of ours go by the name of the one that it stands for, as a task shows it; returns it."""
+    coroutine.__name__ = wrapped.__name__
+    coroutine.__qualname__ = wrapped.__qualname__
+    return coroutine
+
+
 class Patches:
     """The replacements that one instrumentor has made, in order; `undo` leaves every attribute as it was found."""
 

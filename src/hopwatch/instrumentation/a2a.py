@@ -37,6 +37,7 @@ from hopwatch.instrumentation import (
     aiohttp_server,
     asgi,
     http_client,
+    named,
 )
 from hopwatch.process import current, failed, reason_of
 from hopwatch.telemetry import HopSpan, begin, within
@@ -432,14 +433,7 @@ async def _execute(wrapped: Any, executor: Any, args: tuple[Any, ...], kwargs: d
 
 
 def _executing(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return _named(_execute(wrapped, instance, args, kwargs), wrapped)
-
-
-def _named(coroutine: Any, wrapped: Any) -> Any:
-    """Have a coroutine of ours go by the name of the one that it stands for, as a task shows it."""
-    coroutine.__name__ = wrapped.__name__
-    coroutine.__qualname__ = wrapped.__qualname__
-    return coroutine
+    return named(_execute(wrapped, instance, args, kwargs), wrapped)
 
 
 def _saving(original: Any) -> Any:

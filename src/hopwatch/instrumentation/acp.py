@@ -19,14 +19,14 @@ from weakref import ref
 
 from opentelemetry import context as otel_context
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]
-from opentelemetry.trace import INVALID_SPAN, Link, SpanContext, TraceFlags, set_span_in_context
+from opentelemetry.trace import INVALID_SPAN, set_span_in_context
 
 from hopwatch import attributes as names
 from hopwatch import hop_waits, orphans, propagation
 from hopwatch import process as hopwatch_process
-from hopwatch.instrumentation import Patches, acp_links, acp_seams, acp_wire, asgi, http_client, queues
+from hopwatch.instrumentation import Patches, acp_links, acp_seams, acp_wire, asgi, http_client, named, queues
 from hopwatch.process import current, encodable, failed, reason_of
-from hopwatch.telemetry import HopSpan, begin, within
+from hopwatch.telemetry import begin, within
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -322,47 +322,18 @@ class Served(asgi.Exchange):
         attributes: dict[str, Any] = {names.RPC_SYSTEM: names.JSONRPC, names.RPC_METHOD: name}
         if self.session is not None:
             attributes[names.GEN_AI_CONVERSATION_ID] = self.session
-        parent = None
-        token = None
+        parent = around = None
         carrier = self.carrier
-        links = []
-        if self.carrier is not None:
-            sender = SpanContext(
-                int(self.carrier.cascade, 16),
-                int(self.carrier.hop, 16),
-                is_remote=True,
-                trace_flags=TraceFlags(1),
-            )
-            links.append(Link(sender))
-        else:
+        if carrier is None:
             # A peer that carries nothing: what it asks while it works on a prompt of ours is part of that.
             parent = self._caused_here()
             if parent is None and self.echo is not None:
                 # That has ended: what comes of it belongs below it all the same. It is not how the peer took it.
                 carrier = self.echo
                 del attributes[names.RPC_METHOD]
-            around = propagation.plain_context(self.headers) if parent is None and carrier is None else None
-            if around is not None:
-                token = otel_context.attach(around)
-        task = current_task()
-        entry = begin(
-            hopwatch_process.here(),
-            "request",
-            name,
-            parent,
-            carrier=carrier,
-            attributes=attributes,
-            runner=ref(task) if task is not None else None,
-            links=links,
-        )
-        if token is not None:
-            otel_context.detach(token)
-        self.entry = entry
-        if entry is not None:
-            entry.instance_of = ref(self)
-            current.set(entry)
-            if isinstance(entry.span, HopSpan):
-                otel_context.attach(entry.span.around())
+            elif parent is None:
+                around = propagation.plain_context(self.headers)
+        self._begin("request", name, attributes, parent=parent, carrier=carrier, around=around)
 
     def _caused_here(self) -> Entry | None:
         if self.connected is None:
@@ -454,7 +425,7 @@ def _serving_with(*, notifies: bool) -> Any:
             error = None
 
     def serving(wrapped: Any, connection: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return _named(serve(wrapped, connection, args, kwargs), wrapped)
+        return named(serve(wrapped, connection, args, kwargs), wrapped)
 
     return serving
 
@@ -544,13 +515,6 @@ async def _processing(wrapped: Any, connection: Any, args: tuple[Any, ...], kwar
         raise
 
 
-def _named(coroutine: Any, wrapped: Any) -> Any:
-    """Have a coroutine of ours go by the name of the one that it stands for, as a task shows it."""
-    coroutine.__name__ = wrapped.__name__
-    coroutine.__qualname__ = wrapped.__qualname__
-    return coroutine
-
-
 # The connection and its loops ------------------------------------------------------------------------------------
 
 
@@ -561,7 +525,7 @@ def _receiving(wrapped: Any, connection: Any, args: tuple[Any, ...], kwargs: dic
     except Exception:  # noqa: BLE001
         failed("acp.receive")
         return wrapped(*args, **kwargs)
-    return _named(_receive(wrapped, connection, owner, args, kwargs), wrapped)
+    return named(_receive(wrapped, connection, owner, args, kwargs), wrapped)
 
 
 async def _receive(

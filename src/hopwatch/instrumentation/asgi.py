@@ -81,6 +81,34 @@ class Exchange:
 
     def open(self, kind: Kind, name: str, attributes: dict[str, Any]) -> Entry | None:
         """Open the hop of this request and make it the current one; the end of the request ends it."""
+        around = None
+        if self.carrier is None:
+            # The caller's own trace, unless a span of it is current already: the SDK's own spans (1.3.0) begin a new one.
+            around = propagation.plain_context(self.headers)
+            if around is not None and _trace_of(around) == _trace_of(None):
+                around = None
+        return self._begin(kind, name, attributes, carrier=self.carrier, around=around)
+
+    def _begin(
+        self,
+        kind: Kind,
+        name: str,
+        attributes: dict[str, Any],
+        *,
+        parent: Entry | None = None,
+        carrier: Carrier | None,
+        around: Any,
+    ) -> Entry | None:
+        """Begin the hop, with a link to who sent what is served, and make it the current one.
+
+        Args:
+            kind: as `begin` has it, as the next two.
+            name: the same.
+            attributes: the same.
+            parent: the hop of this process that it belongs below, if there is one.
+            carrier: or the one of another process.
+            around: the OpenTelemetry context that it begins in, where that is not the current one.
+        """
         task = current_task()
         links = []
         if self.carrier is not None:
@@ -91,18 +119,13 @@ class Exchange:
                 trace_flags=TraceFlags(1),
             )
             links.append(Link(sender))
-        token = None
-        if self.carrier is None:
-            # The caller's own trace, unless a span of it is current already: the SDK's own spans (1.3.0) begin a new one.
-            around = propagation.plain_context(self.headers)
-            if around is not None and _trace_of(around) != _trace_of(None):
-                token = otel_context.attach(around)
+        token = otel_context.attach(around) if around is not None else None
         entry = begin(
             hopwatch_process.here(),
             kind,
             name,
-            None,
-            carrier=self.carrier,
+            parent,
+            carrier=carrier,
             attributes=attributes,
             runner=ref(task) if task is not None else None,
             links=links,
