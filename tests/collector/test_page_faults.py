@@ -184,7 +184,8 @@ def on_the_page(browser, url, cascade, verdict, look):
 
 def in_the_terminal(url, cascade, verdict, words):
     async def story(top):
-        await top.see(cascade[:8], verdict.replace("_", " "), "user, frontdesk, planner")
+        # The list has its agents in the order in which the collector heard of them.
+        await top.see(cascade[:8], verdict.replace("_", " "), "user", "frontdesk", "planner")
         await top.open(cascade)
         await top.see(verdict.replace("_", " ").upper())
         await top.see(words)
