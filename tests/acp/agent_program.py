@@ -1,4 +1,4 @@
-"""An agent as its user writes it: over its own stdio, or (`agent_program.py ws`) as an ASGI application under uvicorn. What it does is what it is asked."""
+"""An agent as its user writes it: over its own stdio, or (`agent_program.py web`) as an ASGI application under uvicorn. What it does is what it is asked."""
 
 import asyncio
 import os
@@ -20,7 +20,7 @@ async def work(agent, session, words):
         os._exit(3)
 
 
-def over_websocket():
+def over_the_web():
     import uvicorn
     from acp.http.asgi import create_asgi_app
 
@@ -43,7 +43,7 @@ def _connected(agent, connection):
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["ws"]:
-        over_websocket()
+    if sys.argv[1:] == ["web"]:
+        over_the_web()
     else:
         asyncio.run(acp.run_agent(Agent(work)))

@@ -20,12 +20,20 @@ def environment():
     return {**kept, "OTEL_SERVICE_NAME": os.environ.get("AGENT_NAME", "agent")}
 
 
-@contextlib.asynccontextmanager
-async def connected(client, where):
-    if where[0].startswith("ws:"):
+async def stream(url):
+    if url.startswith("ws:"):
         from acp.ws.client import create_websocket_stream
 
-        async with acp.connect_to_agent(client, await create_websocket_stream(where[0])) as connection:
+        return await create_websocket_stream(url)
+    from acp.http import create_http_stream
+
+    return create_http_stream(url)
+
+
+@contextlib.asynccontextmanager
+async def connected(client, where):
+    if where[0].startswith(("ws:", "http:")):
+        async with acp.connect_to_agent(client, await stream(where[0])) as connection:
             yield connection
     else:
         async with acp.spawn_agent_process(

@@ -28,7 +28,7 @@ BEGIN, END = (
     "<!-- made by `make matrix` for agent-client-protocol: do not edit -->",
     "<!-- end of agent-client-protocol -->",
 )
-NEEDS = ("hypothesis", "pytest", "pytest-timeout", "pytest-xdist", "websockets")
+NEEDS = ("httpx[http2]", "hypothesis", "pytest", "pytest-timeout", "pytest-xdist", "websockets")
 MAIN = "3.12"
 OTHERS = ("3.10", "3.13")
 THINNED = ("0.8.1", "0.12.1")
@@ -43,7 +43,7 @@ STORIES = {
     "orphaned loops": ("test_a_cancelled_run_agent", "test_loops_that", "test_a_client_that_nobody", "test_whoever_still", "test_a_bridge_"),
     "the same without": ("test_a_client_and_an_agent", "test_a_cascade_of_everything", "test_a_connection_that_was_there", "test_a_connection_goes_on", "test_what_was_wrapped", "test_the_library_may"),
     "stdio": ("test_a_prompt_over_stdio", "test_an_agent_", "test_an_editor_"),
-    "WebSocket": "test_a_prompt_over_websocket",
+    "WebSocket, Streamable HTTP": "test_a_prompt_over_the_web",
 }  # fmt: skip
 
 
