@@ -1,10 +1,9 @@
 # make demo [FAULT=hang]   three real agents, watched        make test    the tests
 # make bench               what it costs, as ratios          make lint    formatting, lint, strict types, docstrings
 # make stack               hopwatch with Prometheus, Alertmanager and an OpenTelemetry Collector around it, without containers
-# make matrix              the stories of tests/sdk with each release of a2a-sdk, of tests/acp with agent-client-protocol, and those of `make rows`;
-#                          writes docs/compatibility.md
+# make matrix              the stories of tests/sdk with each release of a2a-sdk, of tests/acp with agent-client-protocol, and those of what else
+#                          hopwatch was run with, by nox; writes docs/compatibility.md. MATRIX="-t thin", or what else nox takes
 # make neighbours          the tests beside others who watch, in an environment that has them
-# make rows                the stories of what else hopwatch was run with: loops, frameworks, neighbours
 # make pythons             the tests on every Python that is installed here
 # make storm               200 runs of programs that end in any way at any moment; STORM="--runs 500 --seed 7"
 
@@ -17,10 +16,10 @@ PYTEST ?= -n auto --maxprocesses 4 --dist worksteal
 PIP ?=
 STORM ?=
 STACK ?=
-MATRIX ?=
+MATRIX ?= -t matrix
 BIN = $(VENV)/bin
 
-.PHONY: demo stack test storm bench lint format matrix neighbours rows pythons dashboards typecheck clean
+.PHONY: demo stack test storm bench lint format matrix neighbours pythons dashboards typecheck clean
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "hopwatch needs Python 3.10 or later; $(PYTHON) is $$($(PYTHON) --version). Name another one: make PYTHON=python3.12 ..."; exit 1; }
@@ -36,6 +35,10 @@ $(VENV)/.test: $(BIN)/python pyproject.toml constraints.txt
 
 $(VENV)/.neighbours: $(BIN)/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[neighbours]'
+	@touch $@ $(VENV)/.test $(VENV)/.demo
+
+$(VENV)/.matrix: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP) -c constraints.txt -e '.[matrix]'
 	@touch $@ $(VENV)/.test $(VENV)/.demo
 
 $(VENV)/.lint: $(BIN)/python pyproject.toml constraints.txt
@@ -75,23 +78,17 @@ format: $(VENV)/.lint
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-matrix: $(VENV)/.test
-	$(BIN)/python tests/sdk/matrix.py $(MATRIX)
-	$(if $(filter-out --thin --again,$(MATRIX)),,$(BIN)/python tests/acp/matrix.py $(MATRIX))
-	$(if $(MATRIX),,$(BIN)/python tests/rows.py)
+matrix: $(VENV)/.matrix
+	$(BIN)/nox $(MATRIX)
 
 neighbours:
 	@$(MAKE) --no-print-directory VENV=.venv-neighbours .venv-neighbours/.neighbours
 	.venv-neighbours/bin/python -m pytest $(PYTEST) tests/neighbours
 
-# With what else it was run, the second table of docs/compatibility.md; `make matrix` does it too.
-rows: $(VENV)/.test
-	$(BIN)/python tests/rows.py
-
 # Those that pyenv keeps are found too. `.ci/in-root make pythons` has 3.14 and 3.15 where the system has none.
 pythons:
 	@for version in 3.10 3.11 3.12 3.13 3.14 3.15; do \
-	  python=$$($(PYTHON) tests/sdk/matrix.py --where $$version) || { echo "Python $$version is not installed here: not tested"; continue; }; \
+	  python=$$($(PYTHON) tests/pythons.py $$version) || { echo "Python $$version is not installed here: not tested"; continue; }; \
 	  $(MAKE) --no-print-directory test PYTHON=$$python VENV=.venv-$$version || exit 1; \
 	done
 
@@ -103,4 +100,4 @@ typecheck:
 	cd dashboards/typecheck && npm install --no-package-lock --ignore-scripts --no-audit --no-fund --silent && npm run --silent check
 
 clean:
-	rm -rf .venv .venv-*
+	rm -rf .venv .venv-* .nox .reports

@@ -1,4 +1,4 @@
-"""Does the table of what else hopwatch was run with say what came of the tests, and nothing else?"""
+"""Do the tables of docs/compatibility.md say what came of the tests, and nothing else?"""
 
 import os
 import subprocess
@@ -7,9 +7,10 @@ import textwrap
 
 import pytest
 
-import rows
+import tables
 
-PAGE = f"# Title\n\n{rows.BEGIN}\n\nold\n\n{rows.END}\n\n## More\n"
+BEGIN, END = "<!-- rows: made by `make matrix`, do not edit -->", "<!-- end of rows -->"
+PAGE = f"# Title\n\n{BEGIN}\n\nold\n\n{END}\n\n## More\n"
 
 
 @pytest.fixture
@@ -26,12 +27,12 @@ def told(tmp_path):
                 *("-p", "conftest", "-o", "markers=row", "--rootdir", str(tmp_path), f"--junitxml={report}"),
                 str(module),
             ],
-            env={**os.environ, "PYTHONPATH": f"{rows.ROOT / 'tests'}:{rows.ROOT / 'src'}"},
+            env={**os.environ, "PYTHONPATH": f"{tables.ROOT / 'tests'}:{tables.ROOT / 'src'}"},
             capture_output=True,
             timeout=110,
             check=False,
         )
-        return rows.told(report)
+        return tables.told_of_rows(report)
 
     return run
 
@@ -60,25 +61,26 @@ def test_a_row_says_how_many_of_its_tests_passed_were_not_run_or_failed(told):
     """)
     from importlib.metadata import version
 
-    lines = rows.table(found).splitlines()
+    lines = tables.table_of_rows(found).splitlines()
     assert lines == [
-        *rows.HEAD.splitlines(),
+        "| what | which | release | tests |",
+        "|---|---|---|---|",
         "| a second | row | - | **1 of 1 failed** |",
         "| clients | another | no-such-distribution (not installed) | not run: it is not installed |",
         f"| clients | httpx | httpx {version('httpx')} | 1 passed, 1 not run |",
         f"| clients | httpx, again | httpx {version('httpx')} | **1 of 1 failed** |",
     ]
-    assert list(rows.problems(found)) == [
+    assert list(tables.problems(found)) == [
         "a second, row: 1 of 1 tests failed",
         "clients, httpx, again: 1 of 1 tests failed",
     ]
 
 
 def test_only_what_is_between_the_marks_is_written_anew():
-    assert rows.written(PAGE, "new") == f"# Title\n\n{rows.BEGIN}\n\nnew\n\n{rows.END}\n\n## More\n"
+    assert tables.written(PAGE, "rows", "new") == PAGE.replace("old", "new")
     with pytest.raises(ValueError, match="no place"):
-        rows.written("# Title\n", "new")
+        tables.written("# Title\n", "rows", "new")
 
 
 def test_no_row_at_all_is_a_problem():
-    assert list(rows.problems({})) == ["no test stands for a row"]
+    assert list(tables.problems({})) == ["no test stands for a row"]

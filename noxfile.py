@@ -1,0 +1,137 @@
+"""Which releases of the libraries run hopwatch's stories, on which Python? An environment for each, and the tables from what came of it.
+
+    make matrix                                    all of it, and docs/compatibility.md anew
+    make matrix MATRIX="-t thin"                   what CI runs: three releases on this Python, and nothing is written
+    make matrix MATRIX="-s a2a-sdk-1.1.5-py3.12"   one of it; `.venv/bin/nox --list` names all
+    make matrix MATRIX="-s tables"                 the tables from what the last runs left, without running anything
+
+Nox is run with the Python of the tests' environment, which has hopwatch, and keeps the others in `.nox`.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import nox
+
+ROOT = Path(__file__).parent
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "src")]
+
+import pythons
+import tables
+
+nox.needs_version = ">=2025.5.1"
+nox.options.default_venv_backend = "venv"
+nox.options.reuse_venv = "yes"
+nox.options.tags = ["matrix"]
+
+HERE = "{}.{}".format(*sys.version_info)
+PYTEST = ("pytest", "pytest-timeout", "pytest-xdist")
+NEEDS = {
+    "a2a-sdk": ("a2a-sdk[grpc,http-server,postgresql,sqlite]", "uvloop", *PYTEST),
+    "agent-client-protocol": ("agent-client-protocol", "httpx[http2]", "hypothesis", "websockets", *PYTEST),
+}
+"""What an environment has besides hopwatch; the first is the library."""
+WITHOUT_DATABASES = "--ignore=tests/sdk/test_stores.py"
+"""They take half of the time, and `make test` has them with the newest release."""
+_older: dict[str, str] = {}
+"""By version of Python, the one of the environment whose agents those of another release speak with."""
+
+
+def install(session: nox.Session, library: str, release: str) -> None:
+    """Install a release of a library beside hopwatch; the rest is as pinned."""
+    pins = Path(session.create_tmp()) / "constraints.txt"
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins.write_text("\n".join(line for line in lines if not line.startswith(f"{library}==")))
+    first, *others = NEEDS[library]
+    session.install("-q", "-c", str(pins), f"{first}=={release}", *others, "-e", f"{ROOT}[collector,otlp]")
+
+
+def with_older(version: str, name: str, python: str | None) -> str:
+    """Add the session that makes the environment of the older release; returns its name."""
+
+    def make(session: nox.Session) -> None:
+        """Make the environment with the older engine whose agents those of another release speak with."""
+        install(session, "a2a-sdk", tables.OLDER)
+        _older[version] = str(Path(session.bin) / "python")
+
+    nox.session(make, name=name, python=python or version, default=False)
+    return name
+
+
+def with_stories(
+    run: tables.Run, name: str, python: str | None, tag: str, requires: str, *options: str
+) -> None:
+    """Add the session that runs the stories with one release of a library on one Python."""
+
+    def play(session: nox.Session) -> None:
+        """Run the stories with this release, on this Python."""
+        report = tables.report(name)
+        report.parent.mkdir(exist_ok=True)
+        report.unlink(missing_ok=True)
+        install(session, run.library, run.release)
+        session.run(
+            *("pytest", "-q", "-n", "2", "--maxfail", "20", "--timeout", "180", "-W", "default"),
+            *("-p", "no:cacheprovider", f"--junitxml={report}", tables.STORIES[run.library].folder, *options),
+            env={"HOPWATCH_OTHER_SDK": _older[run.python]} if requires else {},
+            silent=True,
+        )
+
+    nox.session(
+        play, name=name, python=python or run.python, tags=[tag], requires=[requires] if requires else []
+    )
+
+
+def speaks_with_older(run: tables.Run) -> bool:
+    """Whether agents of this release are tried together with those of the older one."""
+    return run.library == "a2a-sdk" and run.release != tables.OLDER
+
+
+found = {version: pythons.where(version) for version in {run.python for run in tables.PLAN}}
+"""Where each Python is; nox leaves out what is to run on one that is not here, and says so."""
+for version in sorted({run.python for run in tables.PLAN if speaks_with_older(run)}):
+    with_older(version, f"older-py{version}", found[version])
+for each in tables.PLAN:
+    with_stories(
+        each,
+        each.name,
+        found[each.python],
+        "matrix",
+        f"older-py{each.python}" if speaks_with_older(each) else "",
+    )
+
+with_older(HERE, "older-here", sys.executable)
+for library, release, options in (
+    ("a2a-sdk", tables.OLDER, [WITHOUT_DATABASES]),
+    ("a2a-sdk", "1.0.0", [WITHOUT_DATABASES]),
+    ("agent-client-protocol", "0.8.1", []),
+):
+    each = tables.Run(library, release, HERE)
+    with_stories(
+        each,
+        f"{library}-{release}-here",
+        sys.executable,
+        "thin",
+        "older-here" if speaks_with_older(each) else "",
+        *options,
+    )
+
+
+@nox.session(python=False, tags=["matrix"])
+def rows(session: nox.Session) -> None:
+    """Run the tests that stand for a row of what else hopwatch was run with, in the environment of the tests."""
+    report = tables.report("rows")
+    report.parent.mkdir(exist_ok=True)
+    report.unlink(missing_ok=True)
+    session.run(
+        *(sys.executable, "-m", "pytest", "-q", "-m", "row", "-n", "3", "--dist", "worksteal"),
+        *("-p", "no:cacheprovider", f"--junitxml={report}", "-o", f"junit_suite_name=Python {HERE}", "tests"),
+        silent=True,
+    )
+
+
+@nox.session(name="tables", python=False, tags=["matrix"])
+def write(session: nox.Session) -> None:
+    """Write the tables of docs/compatibility.md from what the runs left."""
+    session.run(sys.executable, "tests/tables.py")
