@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json as jsonlib
 import os
 import random
@@ -143,10 +144,29 @@ class Cast:
 def free_ports(count: int) -> list[int]:
     """Ports of loopback that are free right now, and below those that the kernel gives to outgoing connections.
 
-    One of those may be taken before the program that it is for has come to listen there.
+    One of those may be taken before the program that it is for has come to listen there; nor is one given that another process
+    has got from here.
     """
     try:
         given = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+_claims: list[int] = []
+"""File descriptors of the names of the ports that this process has chosen; the oldest go first."""
+
+
+def _claimed(port: int) -> bool:
+    """Whether nobody else is about to listen on a port: who chooses one holds a name until its process ends."""
+    name = socket.socket(socket.AF_UNIX)
+    try:
+        name.bind(f"\0hopwatch-port-{port}")
+    except OSError as error:
+        name.close()
+        return error.errno != errno.EADDRINUSE  # where there are no such names, nobody has one
+    _claims.append(name.detach())
+    if len(_claims) > 256:
+        os.close(_claims.pop(0))
+    return True
+
+
     except (OSError, ValueError, IndexError):
         given = 32_768
     choose = random.SystemRandom()
@@ -157,7 +177,8 @@ def free_ports(count: int) -> list[int]:
             port = choose.randrange(15_000, given) if given > 20_000 and tries < 50 * count else 0
             with contextlib.suppress(OSError):
                 tried.bind((LOOPBACK, port))
-                found.append(tried)
+                if not port or _claimed(port):
+                    found.append(tried)
             if len(found) == count:
                 break
         return [each.getsockname()[1] for each in found]
