@@ -160,7 +160,9 @@ def test_it_runs_where_the_command_line_s_own_libraries_are_not_installed(progra
     path = program("print('ran')")
     without = "import sys; sys.modules.update(dict.fromkeys(['click', 'rich', 'httpx'])); from hopwatch.cli import main; main()"
     command = [sys.executable, "-c", without, "run", "--gate", "--", sys.executable, path]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=environment())
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=240, check=False, env=environment()
+    )
     assert done.stdout == "ran\n", done.stderr
 
 
