@@ -607,7 +607,8 @@ def test_a_cascade_of_10000_hops_is_drawn_in_few_lines_and_only_those_that_are_s
         before = view.lines.drawn
         await top.press("end")
         await top.pilot.pause()
-        assert view.lines.drawn - before < 10 * view.lines.size.height
+        # Again with each tick meanwhile, and never all of them.
+        assert view.lines.drawn - before < 100 * view.lines.size.height < len(view.lines.content)
         assert view.lines.chosen is [line for line in view.lines.content if line.key][-1]
         with capsys.disabled():
             print(
