@@ -61,7 +61,7 @@ def validated(recipe, **environment):
         [needs_otelcol(), "validate", f"--config={RECIPES / recipe}.yaml"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         env={**os.environ, **environment},
         check=False,
     )
@@ -101,7 +101,8 @@ def beside(folder):
 
 def names_in(file):
     """Of the spans in a store that is a file."""
-    lines = file.read_text().splitlines() if file.exists() else []
+    # Behind the last line there may be the beginning of the next one.
+    lines = file.read_text().split("\n")[:-1] if file.exists() else []
     return [
         span["name"]
         for line in lines
@@ -151,7 +152,7 @@ def test_hop_records_alone_go_to_hopwatch_and_all_but_markers_and_heartbeats_els
     )
     received = httpx.get(f"{alone.url}/metrics", timeout=30).text
     assert "\nhopwatch_spans_ignored_total 0.0\n" in received
-    assert alone.heard("worker")
+    until(lambda: alone.heard("worker"), "the heartbeat")
 
 
 def test_a_tail_sampler_that_has_not_decided_yet_holds_back_no_hop(alone, tmp_path):
@@ -186,7 +187,7 @@ def test_what_a_tail_sampler_decides_of_a_trace_is_nothing_to_its_hops(alone, tm
     tell(otelcol, foreign(cascade), end(cascade, ONE, children=1), opened(cascade, TWO, parent=ONE))
     until(lambda: otelcol.counted("processor_tail_sampling_global_count_traces_sampled"), "a decision")
     until(lambda: sorted(names_in(file)) == kept, "what was kept", lambda: names_in(file))
-    assert hops_of(alone, cascade) == {ONE: "ended", TWO: "open"}
+    until(lambda: hops_of(alone, cascade) == {ONE: "ended", TWO: "open"}, "both hops")
 
 
 @pytest.mark.parametrize("recipe", ["everything", "loadbalancing"])
@@ -228,7 +229,8 @@ def test_nothing_overtakes_what_our_collector_was_too_busy_to_take(alone):
         for scope in resource.scope_spans
         for span in scope.spans
     ]
-    assert order == cascades
+    # What was taken so slowly that it was sent once more is behind itself.
+    assert [*dict.fromkeys(order)] == cascades
 
 
 def test_what_is_together_larger_than_our_collector_takes_comes_in_parts(alone):
@@ -417,7 +419,8 @@ def test_every_batch_that_is_delivered_twice_counts_once(play):
         play.until(at_work, "the worker's work")
         play.let_go()
         assert_whole(play.settled())
-        until(lambda: {*lossy.seen.values()} == {2}, "the second delivery of each batch")
+        # Some come a third time, where an answer took longer than who waits for it.
+        until(lambda: min([*lossy.seen.values()]) >= 2, "the second delivery of each batch")
         assert_whole(play.settled())
 
 
@@ -468,7 +471,7 @@ def test_two_collectors_share_the_cascades_and_none_is_split_while_one_of_them_i
     def heard():
         return [hopwatch.heard(agent) for hopwatch in both for agent in ("worker", "frontdesk")]
 
-    before = heard()
+    before = until(lambda: all(heard()) and heard(), "a sign of life of each at both", every=0.5)
     until(
         lambda: all(late > early for early, late in zip(before, heard(), strict=True)),
         "a heartbeat of each at both",

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import httpx
@@ -17,7 +18,7 @@ import pytest
 from hopwatch.demo.faults import FAULTS
 from hopwatch.demo.run import AGENTS, Cast, free_ports, wait_for_card
 
-pytestmark = [pytest.mark.processes, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(480)]
 
 
 def play(fault, *more):
@@ -25,7 +26,7 @@ def play(fault, *more):
         [sys.executable, "-m", "hopwatch.cli", "demo", "--fault", fault, *more],
         capture_output=True,
         text=True,
-        timeout=220,
+        timeout=420,
         # Whatever other instrumentations are installed beside: the demo is about hopwatch.
         env={
             **os.environ,
@@ -50,6 +51,19 @@ def hops(told, /, **wanted):
     return [hop for hop in told["cascade"]["hops"] if all(hop[key] == value for key, value in wanted.items())]
 
 
+def verdicts(outcome):
+    """Each change of the verdict. For as long as a process stands still that has something to tell, it is unknown; that is passed over."""
+    said = [change["verdict"] for change in outcome["history"] if change["verdict"] != "unknown"]
+    return [verdict for verdict, before in zip(said, [None, *said], strict=False) if verdict != before]
+
+
+def assert_all_of_it(outcome):
+    """Three hops a message, two a push, and 1.3.0 pushes four times a task. On a busy machine a task, or an item in a queue, may
+    take long enough to be shown; the demo itself looks that those did."""
+    kinds = Counter(hop["kind"] for hop in outcome["cascade"]["hops"] if hop["kind"] not in ("task", "event"))
+    assert kinds == {"send": 3, "request": 3, "execution": 3, "push": 12, "webhook": 12}
+
+
 def place(hop):
     """The file and the line of a hop's location."""
     return re.match(r"(.*):(\d+) ", hop["location"]).groups()
@@ -64,8 +78,7 @@ def test_three_agents_that_do_their_work_settle_in_one_trace_over_four_processes
     outcome = told("none")
     assert {hop["state"] for hop in outcome["cascade"]["hops"]} == {"ended"}
     assert len({hop["instance"] for hop in outcome["cascade"]["hops"]}) == 4
-    # Three hops a message, two a push, and 1.3.0 pushes four times a task.
-    assert len(outcome["cascade"]["hops"]) == 3 * 3 + 2 * 3 * 4
+    assert_all_of_it(outcome)
     assert not any(hop["late"] for hop in outcome["cascade"]["hops"])
 
 
@@ -74,7 +87,7 @@ def test_three_agents_that_do_their_work_settle_in_one_trace_over_four_processes
 def test_whichever_binding_they_speak_it_is_the_same_cascade(binding):
     outcome = told("none", "--binding", binding)
     assert outcome["binding"] == binding
-    assert len(outcome["cascade"]["hops"]) == 3 * 3 + 2 * 3 * 4
+    assert_all_of_it(outcome)
     assert {hop["peer"] for hop in hops(outcome, kind="send")} == {"instrumented"}
     assert not hops(outcome, late=True)
 
@@ -127,7 +140,7 @@ def test_a_refused_push_stalls_the_one_that_waits_for_it_and_is_named():
 @pytest.mark.one_python
 def test_a_slow_server_keeps_it_in_flight_and_then_it_settles():
     outcome = told("slow")
-    assert [change["verdict"] for change in outcome["history"]] == ["in_flight", "settled"]
+    assert verdicts(outcome) == ["in_flight", "settled"]
 
 
 def test_a_task_that_nobody_keeps_breaks_the_cascade_with_where_it_was_made_and_what_it_awaited():
@@ -195,7 +208,7 @@ def test_without_hopwatch_the_worker_ends_with_the_same_exit_code(tmp_path, faul
     (port,) = free_ports(1)
     with contextlib.ExitStack() as stack:
         slow = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-        slow.settimeout(30)
+        slow.settimeout(90)
         try:
             worker = cast.start(
                 "worker",
@@ -204,14 +217,14 @@ def test_without_hopwatch_the_worker_ends_with_the_same_exit_code(tmp_path, faul
                     "--slow", "{}:{}".format(*slow.getsockname()),
                 ],
             )  # fmt: skip
-            wait_for_card(cast, "worker", port, time.monotonic() + 60)
+            wait_for_card(cast, "worker", port, time.monotonic() + 120)
             message = {"messageId": "m", "role": "ROLE_USER", "parts": [{"text": "work"}]}
             params = {"message": message, "configuration": {"returnImmediately": fault != "pending"}}
             answer = httpx.post(
                 f"http://127.0.0.1:{port}/",
                 json={"jsonrpc": "2.0", "id": "1", "method": "SendMessage", "params": params},
                 headers={"A2A-Version": "1.0"},
-                timeout=30,
+                timeout=90,
             ).json()
             state = answer["result"]["task"]["status"]["state"]
             if fault == "pending":
@@ -219,7 +232,7 @@ def test_without_hopwatch_the_worker_ends_with_the_same_exit_code(tmp_path, faul
             else:
                 stack.enter_context(slow.accept()[0])  # the worker waits for what it says
             worker.send_signal(FAULTS[fault].strike[0])
-            assert worker.wait(30) == FAULTS[fault].ending.exit_code
+            assert worker.wait(90) == FAULTS[fault].ending.exit_code
             assert "hopwatch" not in cast.tail("worker")
         finally:
             cast.end()
@@ -228,7 +241,7 @@ def test_without_hopwatch_the_worker_ends_with_the_same_exit_code(tmp_path, faul
 @pytest.mark.one_python
 def test_a_worker_that_is_stopped_is_silent_and_in_flight_again_when_it_goes_on():
     outcome = told("silent")
-    assert [change["verdict"] for change in outcome["history"]] == ["in_flight", "silent", "in_flight"]
+    assert verdicts(outcome) == ["in_flight", "silent", "in_flight"]
 
 
 @pytest.mark.one_python
@@ -241,7 +254,7 @@ def test_a_worker_whose_telemetry_never_leaves_it_is_unknown_and_never_settled()
 @pytest.mark.one_python
 def test_a_subscriber_that_stalls_keeps_it_in_flight_with_producer_queue_events_and_subscriber_until_it_hangs_up():
     outcome = told("leak")
-    assert [change["verdict"] for change in outcome["history"]] == ["in_flight", "settled"]
+    assert verdicts(outcome) == ["in_flight", "settled"]
     assert not hops(outcome, late=True)
     (worker,) = hops(outcome, kind="execution", agent="worker")
     assert worker["task_state"] == "TASK_STATE_COMPLETED"
@@ -259,7 +272,7 @@ def test_a_subscriber_that_stalls_keeps_it_in_flight_with_producer_queue_events_
 @pytest.mark.one_python
 def test_work_that_begins_after_its_parent_closed_is_flagged_and_it_settles_only_after_it():
     outcome = told("late")
-    assert [change["verdict"] for change in outcome["history"]] == ["in_flight", "settled"]
+    assert verdicts(outcome) == ["in_flight", "settled"]
     (known,) = hops(outcome, kind="task", agent="worker", name="Worker.afterwards")
     (late,) = hops(outcome, kind="task", agent="worker", name="Worker.one_more")
     (sent,) = hops(outcome, kind="send", agent="worker")

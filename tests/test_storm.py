@@ -12,7 +12,7 @@ ALONE = Run(0, "0/0", "sigkill", "alone", "asyncio", 5, 0.0, "hops", hangs=False
 
 
 @pytest.mark.processes
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_programs_end_in_every_way_and_nothing_that_is_said_of_them_is_false(tmp_path):
     found = storm(tmp_path, planned(SEED, len(WAYS)), jobs=3)
     assert {done.run.way for done in found} == set(WAYS)
@@ -26,6 +26,7 @@ def test_programs_end_in_every_way_and_nothing_that_is_said_of_them_is_false(tmp
 
 
 @pytest.mark.processes
+@pytest.mark.timeout(480)
 def test_work_that_is_hidden_from_hopwatch_is_found_by_the_storm_to_be_called_settled_falsely(tmp_path):
     run = Run(0, "control/1", "return", "alone", "asyncio", 9, 0.0, "hops", hangs=True)
     (done,) = storm(tmp_path, [run], HOPWATCH_SERVICE_LOOPS="__main__:r[0-9]*")

@@ -106,7 +106,7 @@ def running(collector):
         yield collector
     finally:
         server.should_exit = True
-        thread.join(10)
+        thread.join(60)
         listener.close()
 
 
@@ -133,6 +133,6 @@ def hopwatch(*words, **variables):
         env=environment(**variables),
         capture_output=True,
         encoding="utf-8",
-        timeout=60,
+        timeout=240,
         check=False,
     )

@@ -223,7 +223,7 @@ def test_without_the_extra_it_says_which_one_to_install():
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         check=False,
     )
     assert (done.returncode, done.stdout) == (1, "")
@@ -240,7 +240,7 @@ def test_a_reader_that_goes_away_is_no_traceback(collector):
     show.stdout.close()
     assert show.stderr.read() == ""
     show.stderr.close()
-    assert show.wait(30) in (0, 1)  # by click's version
+    assert show.wait(60) in (0, 1)  # by click's version
 
 
 # what only passes on

@@ -231,7 +231,7 @@ def test_it_neither_instruments_nor_imports_what_it_asks_about():
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         check=False,
     )
     assert (done.stdout, done.stderr) == ("[]\n", "")

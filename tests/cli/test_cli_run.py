@@ -66,7 +66,7 @@ def program(tmp_path):
 
 def ran(*arguments, **more):
     return subprocess.run(
-        [*RUN, *arguments], capture_output=True, text=True, timeout=60, check=False, env=environment(**more)
+        [*RUN, *arguments], capture_output=True, text=True, timeout=240, check=False, env=environment(**more)
     )
 
 
@@ -150,7 +150,7 @@ def test_the_program_takes_the_place_of_the_process_instrumented_and_with_its_ow
         text=True,
         env=environment(**WATCHED),
     ) as process:
-        told, _ = process.communicate(timeout=60)
+        told, _ = process.communicate(timeout=240)
     assert told == f"{process.pid} True agent ['--gate', '-x']\n"
     assert process.returncode == 5
 
@@ -160,13 +160,15 @@ def test_it_runs_where_the_command_line_s_own_libraries_are_not_installed(progra
     path = program("print('ran')")
     without = "import sys; sys.modules.update(dict.fromkeys(['click', 'rich', 'httpx'])); from hopwatch.cli import main; main()"
     command = [sys.executable, "-c", without, "run", "--gate", "--", sys.executable, path]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment())
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=240, check=False, env=environment()
+    )
     assert done.stdout == "ran\n", done.stderr
 
 
 @pytest.mark.processes
 def test_an_interrupt_ends_the_program_that_took_the_place(program):
-    path = program("print('ready', flush=True); time.sleep(60)")
+    path = program("print('ready', flush=True); time.sleep(600)")
     with subprocess.Popen(
         [*RUN, "--drain", "3", "--", sys.executable, path],
         stdout=subprocess.PIPE,
@@ -175,7 +177,7 @@ def test_an_interrupt_ends_the_program_that_took_the_place(program):
     ) as process:
         assert process.stdout.readline() == "ready\n"
         process.terminate()
-        assert process.wait(20) == -signal.SIGTERM
+        assert process.wait(60) == -signal.SIGTERM
 
 
 @pytest.mark.processes
@@ -261,7 +263,7 @@ def test_a_signal_is_passed_on_once_and_the_program_s_own_handler_decides(progra
     ) as process:
         assert process.stdout.readline() == "ready\n"
         process.send_signal(number)
-        told, _ = process.communicate(timeout=30)
+        told, _ = process.communicate(timeout=240)
     assert (told, process.returncode) == (f"{int(number)}\n", 9)
 
 

@@ -59,7 +59,7 @@ class Terminal:
 
     def end(self):
         self.read()
-        return self.process.wait(30)
+        return self.process.wait(60)
 
 
 def test_wait_draws_a_live_tree_and_leaves_the_whole_one(collector):

@@ -6,7 +6,7 @@ import pytest
 from canned_cascades import ID, cascade
 
 from hopwatch.cli.client import NotKnown, Unreachable
-from hopwatch.cli.watch import PATIENCE, watch
+from hopwatch.cli.watch import LEAST_ANSWER, PATIENCE, watch
 
 
 class Clock:
@@ -71,7 +71,7 @@ def test_a_cascade_that_is_slow_to_judge_is_asked_for_less_often():
 def test_no_answer_may_take_much_longer_than_the_time_that_is_left():
     sights, _, asked = seen([cascade("in_flight")], timeout=0.5)
     list(sights)
-    assert max(longest for _, longest in asked) == 1.0
+    assert max(longest for _, longest in asked) == LEAST_ANSWER
 
 
 def test_a_collector_that_goes_away_for_good_is_a_failure_long_before_the_timeout():

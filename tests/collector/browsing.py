@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from http.client import HTTPException
 from typing import Any
 
 import pytest
@@ -43,7 +45,9 @@ def chromium():
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+            executable_path=CHROMIUM,
+            args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"],
+            timeout=180_000,
         )
         try:
             yield browser
@@ -58,7 +62,7 @@ class Watched:
         self.url = url
         self.context = browser.new_context(viewport={"width": 1280, "height": 900}, **context)
         self.page = self.context.new_page()
-        self.page.set_default_timeout(20_000)
+        self.page.set_default_timeout(60_000)
         self.wrong: list[str] = []
         self.page.on("pageerror", lambda error: self.wrong.append(f"error {error}"))
         self.page.on("console", self._said)
@@ -98,6 +102,28 @@ def beat(running, instance, service, *, at=None):
     """A sign of life that says that every hop has just been looked at."""
     at = at or time.time_ns()
     tell(running, [heartbeat(instance, at=at, **{names.HEARTBEAT_SAMPLED: at})], service)
+
+
+@contextmanager
+def alive(running, **agents):
+    """While this lasts these processes, instances by their names, are heard of again and again: on a slow machine, too, none of them is silent."""
+    over = threading.Event()
+
+    def live():
+        while not over.wait(2):
+            for service, instance in agents.items():
+                with suppress(OSError, HTTPException):  # one that stands still is told again
+                    beat(running, instance, service)
+
+    for service, instance in agents.items():
+        beat(running, instance, service)
+    beating = threading.Thread(target=live)
+    beating.start()
+    try:
+        yield
+    finally:
+        over.set()
+        beating.join()
 
 
 def tell_cascade(running, verdict, *, name="work", agent="worker", at=None, cascade=None):
@@ -218,7 +244,7 @@ def tell_many(running, count, *, open_ones=50):
     return cascade
 
 
-def wait_for(what, seconds=20.0):
+def wait_for(what, seconds=60.0):
     """The first thing that is true of what `what` gives."""
     until = time.monotonic() + seconds
     while True:

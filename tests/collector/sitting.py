@@ -77,4 +77,4 @@ def sit(at, story, *, size=(120, 36), **options):
         async with app.run_test(size=size) as pilot:
             await story(Sitting(app, pilot))
 
-    asyncio.run(asyncio.wait_for(go(), 150))
+    asyncio.run(asyncio.wait_for(go(), 420))

@@ -153,6 +153,7 @@ def test_what_is_risked_is_said():
 
 
 @pytest.mark.processes
+@pytest.mark.timeout(480)
 @pytest.mark.parametrize("module", [("hopwatch.cli", "serve"), ("hopwatch.collector",)])
 def test_the_command_ends_with_2_and_names_value_and_remedy(tmp_path, module):
     def serve(*options):
@@ -171,7 +172,7 @@ def test_the_command_ends_with_2_and_names_value_and_remedy(tmp_path, module):
             ],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
             check=False,
         )
 

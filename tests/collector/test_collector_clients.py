@@ -16,7 +16,7 @@ from telling import PROTOBUF, collector, end, protobuf, trace
 from hopwatch.cli.run import set_defaults
 from hopwatch.tokens import TokenError
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(480)]
 
 HOP = "1111111111111111"
 QUIET = {"OTEL_METRICS_EXPORTER": "none", "OTEL_LOGS_EXPORTER": "none"}
@@ -58,7 +58,7 @@ def hopwatch(*words, **variables):
         env=environment(**variables),
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=240,
         check=False,
     )
 
@@ -217,11 +217,11 @@ def test_the_fixture_brings_it_and_gives_it_to_children(running, token, tmp_path
                 said = cascade.environment("child")
                 assert said["HOPWATCH_TOKEN_FILE"] == {token[0]!r}
                 command = [sys.executable, "-m", "hopwatch.cli", "run", "--", sys.executable, "-c", {PROGRAM!r}]
-                done = subprocess.run(command, env={{**os.environ, **said}}, capture_output=True, text=True, timeout=60)
+                done = subprocess.run(command, env={{**os.environ, **said}}, capture_output=True, text=True, timeout=240)
                 assert done.returncode == 0, done.stderr
                 wait = [sys.executable, "-m", "hopwatch.cli", "wait", done.stdout.strip()]
-                assert subprocess.run(wait, env={{**os.environ, **said}}, timeout=60).returncode == 0
-                assert asyncio.run(cascade.settled(timeout=20)).verdict == "settled"
+                assert subprocess.run(wait, env={{**os.environ, **said}}, timeout=240).returncode == 0
+                assert asyncio.run(cascade.settled(timeout=60)).verdict == "settled"
         """)
     )
 
@@ -230,7 +230,7 @@ def test_the_fixture_brings_it_and_gives_it_to_children(running, token, tmp_path
             [sys.executable, "-m", "pytest", "-q", "-p", "no:asyncio", "-p", "no:cacheprovider",
              "-p", "hopwatch.pytest_plugin", "-p", "no:hopwatch", "--rootdir", str(tmp_path), str(tmp_path)],
             env=environment(HOPWATCH_URL=running.url, **DISABLED, **variables),
-            cwd=tmp_path, capture_output=True, text=True, timeout=110, check=False,
+            cwd=tmp_path, capture_output=True, text=True, timeout=420, check=False,
         )  # fmt: skip
 
     done = run(HOPWATCH_TOKEN_FILE=token[0])

@@ -47,7 +47,7 @@ from telling import (
 from hopwatch import attributes as names
 from hopwatch.collector.serve import ServeError, serve
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
 
 HOP = "1111111111111111"
 ROOT = "2222222222222222"
@@ -90,17 +90,17 @@ def test_a_cascade_told_over_grpc_is_known_when_the_answer_comes(running, compre
         request = ExportTraceServiceRequest.FromString(
             protobuf(end(cascade, ROOT), end(cascade, HOP, instance="?"))
         )
-        answer = TraceServiceStub(channel).Export(request, compression=compression, timeout=20)
+        answer = TraceServiceStub(channel).Export(request, compression=compression, timeout=60)
         assert answer.partial_success.rejected_spans == 1
         assert names.INSTANCE in answer.partial_success.error_message
-        LogsServiceStub(channel).Export(ExportLogsServiceRequest(), timeout=20)
-        MetricsServiceStub(channel).Export(ExportMetricsServiceRequest(), timeout=20)
+        LogsServiceStub(channel).Export(ExportLogsServiceRequest(), timeout=60)
+        MetricsServiceStub(channel).Export(ExportMetricsServiceRequest(), timeout=60)
     assert verdict(running, cascade) == "unknown"
 
 
 def test_the_stock_exporter_and_encoder_are_understood(running):
     resource = Resource({names.SERVICE_NAME: "planner", names.SERVICE_INSTANCE_ID: "p1"})
-    exporter = OTLPSpanExporter(endpoint=f"http://127.0.0.1:{running.port}/v1/traces")
+    exporter = OTLPSpanExporter(endpoint=f"http://127.0.0.1:{running.port}/v1/traces", timeout=60)
     kept = InMemorySpanExporter()
     provider = TracerProvider(resource=resource)
     provider.add_span_processor(SimpleSpanProcessor(kept))
@@ -208,7 +208,7 @@ def test_a_request_that_cannot_be_read_gets_an_error_in_its_own_encoding(
 
 
 def test_a_body_that_is_announced_as_too_long_is_refused_before_it_comes(running):
-    with socket.create_connection(("127.0.0.1", running.port), timeout=10) as sock:
+    with socket.create_connection(("127.0.0.1", running.port), timeout=60) as sock:
         sock.sendall(
             b"POST /v1/traces HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 16777217\r\n\r\n"
         )
@@ -216,7 +216,7 @@ def test_a_body_that_is_announced_as_too_long_is_refused_before_it_comes(running
 
 
 def test_a_body_that_grows_too_long_is_refused(running):
-    with socket.create_connection(("127.0.0.1", running.port), timeout=10) as sock:
+    with socket.create_connection(("127.0.0.1", running.port), timeout=60) as sock:
         sock.sendall(
             b"POST /v1/traces HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
         )
@@ -234,14 +234,14 @@ def test_a_grpc_message_that_is_too_long_is_refused(running):
         request = ExportTraceServiceRequest.FromString(protobuf(end(trace(), ROOT, text="x" * (17 * MIB))))
         for compression in (grpc.Compression.NoCompression, grpc.Compression.Gzip):
             with pytest.raises(grpc.RpcError) as raised:
-                TraceServiceStub(channel).Export(request, compression=compression, timeout=20)
+                TraceServiceStub(channel).Export(request, compression=compression, timeout=60)
             assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert (
-            TraceServiceStub(channel).Export(ExportTraceServiceRequest(), timeout=20)
+            TraceServiceStub(channel).Export(ExportTraceServiceRequest(), timeout=60)
             == ExportTraceServiceResponse()
         )
         assert (
-            LogsServiceStub(channel).Export(ExportLogsServiceRequest(), timeout=20)
+            LogsServiceStub(channel).Export(ExportLogsServiceRequest(), timeout=60)
             == ExportLogsServiceResponse()
         )
 
@@ -408,7 +408,7 @@ def test_a_collector_that_is_asked_to_stop_ends_with_0_and_the_next_one_knows_al
 def test_what_a_collector_that_stops_has_no_time_to_receive_is_asked_for_again(tmp_path):
     body = protobuf(end(trace(), HOP))
     with collector(tmp_path / "hops.sqlite") as running:
-        with socket.create_connection(("127.0.0.1", running.port), timeout=30) as slow:
+        with socket.create_connection(("127.0.0.1", running.port), timeout=60) as slow:
             slow.sendall(
                 b"POST /v1/traces HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/x-protobuf\r\n"
                 b"expect: 100-continue\r\ncontent-length: %d\r\n\r\n" % len(body)
@@ -419,7 +419,7 @@ def test_what_a_collector_that_stops_has_no_time_to_receive_is_asked_for_again(t
             answer = slow.recv(10_000)
         assert answer.startswith(b"HTTP/1.1 503 ")
         assert b"\r\nretry-after: 1\r\n" in answer
-        assert running.process.wait(30) == 0
+        assert running.process.wait(60) == 0
 
 
 def test_a_collector_that_was_killed_has_lost_nothing_that_it_answered(tmp_path):

@@ -34,7 +34,7 @@ def store():
 def tell(store, *spans, now=None, **resource):
     batch = otlp.read_traces(protobuf(*spans, **resource), json=False, now=now or time.time_ns())
     assert not batch.refused.count, batch.refused.sentence()
-    return store.write(batch).result(10)
+    return store.write(batch).result(60)
 
 
 def verdict(store, cascade):
@@ -275,7 +275,7 @@ def heard(store):
 
 
 def sign(store, service, instance, now):
-    store.write(Batch(arrived=now, signs={Sender(service, instance)})).result(10)
+    store.write(Batch(arrived=now, signs={Sender(service, instance)})).result(60)
 
 
 def test_logs_and_metrics_of_an_agent_are_signs_of_its_life(store):

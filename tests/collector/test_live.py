@@ -36,7 +36,7 @@ class Listener:
     """What a browser's EventSource is, with a deadline for everything."""
 
     def __init__(self, port, query="", last=None):
-        self.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        self.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         self.connection.request("GET", f"/api/live{query}", headers={"last-event-id": last} if last else {})
         self.answer = self.connection.getresponse()
         self.id = ""
@@ -88,6 +88,11 @@ def has(cascade, verdict):
     )
 
 
+def told_in(events, cascade):
+    """Whether the overview said already that a cascade is settled: it may be looked at a moment before the cascade is."""
+    return any(name == "overview" and has(cascade, "settled")(data) for name, data in events)
+
+
 # The feed ------------------------------------------------------------------------------------------------------
 
 
@@ -128,10 +133,10 @@ def test_a_page_is_told_everything_at_first_and_then_only_what_changes(running):
         running.post(
             protobuf(end(cascade, CHILD, parent=ROOT), end(cascade, ROOT, kind="request", children=1))
         )
-        told, _ = page.until(lambda data: data.get("verdict") == "settled", "cascade")
+        told, before = page.until(lambda data: data.get("verdict") == "settled", "cascade")
         assert not told["whole"]
         assert {hop["id"] for hop in told["hops"]} == {ROOT, CHILD}
-        page.until(has(cascade, "settled"), "overview")
+        told_in(before, cascade) or page.until(has(cascade, "settled"), "overview")
 
 
 def test_a_change_is_told_in_less_than_a_second(running, capsys):
@@ -165,7 +170,7 @@ def test_who_comes_back_gets_what_it_missed_and_nothing_twice(running):
     with listening(running, f"?cascade={cascade}", last) as page:
         told, before = page.until(lambda data: any(each["id"] == CHILD for each in data["hops"]), "cascade")
         assert not told["whole"]
-        _, more = page.until(has(other, "settled"), "overview")
+        _, more = (None, []) if told_in(before, other) else page.until(has(other, "settled"), "overview")
         assert not any(data.get("whole") for _, data in before + more)
 
 
@@ -195,17 +200,23 @@ def test_the_oldest_open_cascade_is_told_however_many_newer_ones_there_are(tmp_p
 
 def test_a_verdict_that_time_alone_changes_is_told(running):
     cascade = trace()
-    running.post(protobuf(end(cascade, ROOT, kind="request", children=1)))
     with listening(running) as page:
-        page.until(has(cascade, "in_flight"), "overview")
-        page.until(has(cascade, "unknown"), "overview")  # 5 s later, without a record
+        page.until(lambda data: data["whole"], "overview")
+        running.post(protobuf(end(cascade, ROOT, kind="request", children=1)))
+        # It is in flight for 5 s, which a collector that stands still may not see.
+        page.until(has(cascade, "unknown"), "overview")  # without a record
 
 
-def test_streams_are_bounded_and_forgotten_when_the_page_goes(running):
+def test_streams_are_bounded_and_forgotten_when_the_page_goes(tmp_path):
+    with collector(tmp_path / "hops.sqlite") as running:  # where no page of another story is still known
+        assert_streams_are_bounded(running)
+
+
+def assert_streams_are_bounded(running):
     sockets = []
 
     def ask():
-        one = socket.create_connection(("127.0.0.1", running.port), timeout=20)
+        one = socket.create_connection(("127.0.0.1", running.port), timeout=60)
         one.sendall(b"GET /api/live HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n")
         sockets.append(one)
         return one.recv(12)[9:]
@@ -216,7 +227,7 @@ def test_streams_are_bounded_and_forgotten_when_the_page_goes(running):
     finally:
         for one in sockets:
             one.close()
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     while True:  # the collector learns of it within a moment
         with listening(running) as page:
             if page.answer.status == 200:
@@ -326,10 +337,11 @@ def test_a_template_that_leads_nowhere_is_refused(text):
         parse_trace_url(text)
 
 
+@pytest.mark.timeout(480)
 def test_the_wheel_has_the_page(tmp_path):
     subprocess.run(
         [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
-        cwd=Path(__file__).parents[2], check=True, capture_output=True, timeout=100,
+        cwd=Path(__file__).parents[2], check=True, capture_output=True, timeout=420,
     )  # fmt: skip
     (wheel,) = tmp_path.iterdir()
     there = set(zipfile.ZipFile(wheel).namelist())

@@ -10,6 +10,7 @@ from browsing import (
     EVIL,
     LONG,
     TURNED,
+    alive,
     beat,
     chromium,
     looking,
@@ -22,8 +23,9 @@ from browsing import (
 from telling import PLANNER, SECOND, WORKER, collector, end, heartbeat, opened, trace
 
 from hopwatch import attributes as names
+from hopwatch.demo.run import free_ports
 
-pytestmark = [pytest.mark.one_python, pytest.mark.processes, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.one_python, pytest.mark.processes, pytest.mark.timeout(480)]
 
 OTHER = "1234567890abcdef"
 
@@ -46,7 +48,8 @@ def running(tmp_path_factory):
         begun = time.time_ns() - SECOND
         asleep = opened(it.silent, "5" * 16, instance=OTHER, kind="request", at=begun)
         tell(it, [asleep, heartbeat(OTHER, at=begun)], "sleeper")
-        yield it
+        with alive(it, worker=WORKER, planner=PLANNER):
+            yield it
 
 
 @pytest.fixture
@@ -99,7 +102,7 @@ def test_a_cascade_is_listed_and_drawn_with_its_verdict(page, running, verdict):
 
 def test_a_hop_of_a_process_that_is_silent_stops_growing_and_says_since_when(page, running):
     it = page.open(f"#/cascade/{running.silent}")
-    it.locator("h1 .badge[data-verdict=silent]").wait_for(timeout=30_000)
+    it.locator("h1 .badge[data-verdict=silent]").wait_for()
     assert "has not been heard of since" in bar(it, "stale").text_content()
     solid = bar(it, "stale").locator(".bar")
     tail = bar(it, "stale").locator(".tail")
@@ -118,7 +121,10 @@ def test_filters_by_verdict_agent_and_text_and_orders_by_the_oldest_open(page, r
     it = page.open("#/?agent=filtered")
 
     def listed():
-        return [each.get_attribute("href")[-32:] for each in it.locator("li.cascade > a").all()]
+        # All in one look: one by one the last may be gone before its turn.
+        return it.locator("li.cascade > a").evaluate_all(
+            "links => links.map((each) => each.getAttribute('href').slice(-32))"
+        )
 
     wait_for(lambda: listed() == [over, newer, older])
     it.get_by_label("Order").select_option("open")
@@ -248,18 +254,25 @@ def test_hostile_names_are_shown_as_text(page, running, name):
 
 def test_a_page_that_loses_the_collector_says_so_and_catches_up(browser, tmp_path):
     store = tmp_path / "hops.sqlite"
-    with collector(store) as first:
+    (port,) = free_ports(1)
+    with collector(store, "--port", str(port)) as first:
         cascade = tell_cascade(first, "in_flight")
         with looking(browser, first) as watched:
-            it = watched.open(f"#/cascade/{cascade}")
-            it.locator("h1 .badge[data-verdict=in_flight]").wait_for()
+            with alive(first, worker=WORKER):
+                it = watched.open(f"#/cascade/{cascade}")
+                it.locator("h1 .badge[data-verdict=in_flight]").wait_for()
             assert first.stop() == 0  # an open page does not hold it up
             it.locator("#link[data-link=lost]").wait_for()
             assert "Connection lost at" in it.locator("#link").inner_text()
-            said = it.locator(".times").inner_text()
-            time.sleep(1.2)  # nobody knows whether it is still open: its age stands still
-            assert it.locator(".times").inner_text() == said
-            with collector(store, "--port", str(first.port)) as second:
+
+            def stands_still():
+                said = it.locator(".times").inner_text()
+                time.sleep(1.2)
+                return it.locator(".times").inner_text() == said
+
+            # Nobody knows whether it is still open: from the next look on its age does.
+            wait_for(stands_still)
+            with collector(store, "--port", str(port)) as second:
                 it.locator("#link[data-link=live]").wait_for()
                 work = f"{int(cascade[:16], 16) ^ 1:016x}"
                 tell(
@@ -334,7 +347,6 @@ def test_axe_finds_nothing_serious(browser, running, scheme, width):
         for verdict in ("settled", "in_flight", "stalled", "broken", "unknown")
     }
     locked = tell_deadlock(running)
-    beat(running, PLANNER, "planner")
     with looking(browser, running, color_scheme=scheme, reduced_motion="reduce") as watched:
         watched.page.set_viewport_size({"width": width, "height": 900})
         stalled = cascades["stalled"]

@@ -16,7 +16,7 @@ from sitting import sit
 from hopwatch.demo.faults import FAULTS, worker_reads
 from hopwatch.demo.run import play
 
-pytestmark = [pytest.mark.one_python, pytest.mark.processes, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.one_python, pytest.mark.processes, pytest.mark.timeout(600)]
 
 MESSAGES = 3  # the user's, the frontdesk's and the planner's
 
@@ -39,7 +39,7 @@ class Sight:
 
     def notes(self, look, kind=None):
         """What stands beside the bars of that look."""
-        return [each.text_content() for each in self.bars(look, kind).all()]
+        return self.bars(look, kind).all_text_contents()
 
     def lane(self, agent):
         """What is said of an agent's lane."""
@@ -152,9 +152,9 @@ LOOKS = {
 }
 # Where what is to be seen is over when the demo is: it is looked at as soon as the cascade is like that.
 MEANWHILE = {
-    "slow": worker_reads,
+    "slow": lambda cascade: cascade["verdict"] == "in_flight" and worker_reads(cascade),
     "silent": lambda cascade: cascade["verdict"] == "silent",
-    "leak": lambda cascade: FAULTS["leak"].names(cascade) is None,
+    "leak": lambda cascade: cascade["verdict"] == "in_flight" and FAULTS["leak"].names(cascade) is None,
 }
 
 
@@ -163,7 +163,12 @@ def on_the_page(browser, url, cascade, verdict, look):
         page = watched.open()
         row = page.locator(f"li.cascade:has(a[href='#/cascade/{cascade}'])")
         row.locator(f".badge[data-verdict={verdict}]").wait_for()
-        assert all(agent in row.locator(".agents").inner_text() for agent in ("user", "frontdesk", "planner"))
+        # Each is there as soon as it has told of itself, which may be after the verdict.
+        wait_for(
+            lambda: all(
+                agent in row.locator(".agents").inner_text() for agent in ("user", "frontdesk", "planner")
+            )
+        )
         row.locator("a").click()
         page.locator(f"h1 .badge[data-verdict={verdict}]").wait_for()
         page.locator("g.hop").first.wait_for()
@@ -171,7 +176,7 @@ def on_the_page(browser, url, cascade, verdict, look):
         lanes = ["user", "frontdesk", "planner", *(() if verdict == "unknown" else ("worker",))]
         wait_for(lambda: [lane.split(",")[0] for lane in sight.lanes() if "not seen" not in lane] == lanes)
         # The page comes after the collector by its rhythm: what is to be seen may stand there a moment later than the verdict.
-        until = time.monotonic() + 20
+        until = time.monotonic() + 60
         while True:
             try:
                 return look(sight)

@@ -101,7 +101,7 @@ async def serve(program, port, to=""):
     if program.victim:
         loop.add_signal_handler(signal.SIGUSR1, lambda: program.leaving or program.way_out())
     inbox = Inbox()
-    async with httpx.AsyncClient(timeout=10) as http:
+    async with httpx.AsyncClient(timeout=60) as http:
         configs = InMemoryPushNotificationConfigStore()
         handler = DefaultRequestHandler(
             agent_executor=Executor(program, f"http://{HOST}:{port}", to, inbox),
@@ -125,7 +125,7 @@ async def serve(program, port, to=""):
 
 async def user(program, planner, worker):
     """Ask the planner, among other work, once both agents answer."""
-    until = time.monotonic() + 40
+    until = time.monotonic() + 90
     async with httpx.AsyncClient(timeout=5) as http:
         for port in (planner, worker):
             while True:
@@ -140,7 +140,7 @@ async def user(program, planner, worker):
         program.begin(work)
 
         async def asking(_):
-            async with httpx.AsyncClient(timeout=20) as http:
+            async with httpx.AsyncClient(timeout=60) as http:
                 client = ClientFactory(
                     ClientConfig(httpx_client=http, streaming=False, supported_protocol_bindings=["JSONRPC"])
                 ).create(card("planner", planner))

@@ -84,6 +84,8 @@ class Diary:
     work: dict[str, Work] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
     """The ways out that have begun, by role."""
+    ways: dict[str, set[str]] = field(default_factory=dict)
+    """The same, and those that began after them: who takes long to end by itself is ended by a signal."""
 
     def of(self, root):
         """The work of one cascade."""
@@ -115,6 +117,7 @@ def read(path):
             work.ended, work.after = words[1], role in diary.left
         elif what == "W":
             diary.left.setdefault(role, words[0])
+            diary.ways.setdefault(role, set()).add(words[0])
             if words[1:]:
                 diary.work[words[1]].after = True
     for work in diary.work.values():
@@ -203,8 +206,7 @@ def role_of(agent):
 
 def allowed_reasons(run, diary, role):
     """How the reason of what a process abandoned may begin."""
-    way = diary.left.get(role)
-    out = REASONS[way] if way is not None else ()
+    out = tuple(reason for way in diary.ways.get(role, ()) for reason in REASONS[way])
     if role in SERVERS:
         # Servers are ended by a signal, which uvicorn handles: what is left then its runner cancels.
         out = (*out, *OF_A_STOPPED_SERVER)

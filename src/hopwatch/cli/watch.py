@@ -24,6 +24,8 @@ EXIT_CODES: Final = {
 }
 """What `hopwatch wait` ends with, by verdict."""
 POLL_EVERY: Final = 0.2
+LEAST_ANSWER: Final = 5.0
+"""Seconds that an answer may take however little time is left: on a busy machine one may take some."""
 PATIENCE: Final = 10.0
 """Seconds that a collector which did answer may be away (a restart) before that counts as a failure."""
 
@@ -79,7 +81,7 @@ def watch(
         over = began >= deadline
         try:
             # A collector that hangs must not keep one much beyond the time that one has given it.
-            cascade = ask(wanted, min(LONGEST_ANSWER, max(1.0, deadline - began)))
+            cascade = ask(wanted, min(LONGEST_ANSWER, max(LEAST_ANSWER, deadline - began)))
             known = True
         except NotKnown:
             cascade = nothing_known(wanted)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json as jsonlib
 import os
 import random
@@ -22,6 +23,7 @@ import httpx
 
 from hopwatch.demo import subscriber
 from hopwatch.demo.faults import FAULTS, Cascade, Ending, Fault, unix_time, worker_reads
+from hopwatch.verdict import FINAL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -32,12 +34,18 @@ SLOW_FOR = 15.0
 """Seconds that the slow server takes."""
 LEAKS_FOR = 6.0
 """Seconds for which the verdict of a leak is watched: longer than a record may be on its way."""
-PATIENCE = 3.0
+HOLDS_FOR = 600.0
+"""Seconds that it takes where nobody waits for its answer: longer than any run."""
+PATIENCE = 10.0
 """How many times longer than due the demo waits before it gives up: the machine may be busy."""
-STARTS_WITHIN = 60.0
-"""Seconds that the user may take until the collector knows of its cascade."""
+STARTS_WITHIN = 120.0
+"""Seconds that the user may take until the collector knows of its cascade, and the agents until they serve their cards."""
+COMES_WITHIN = 60.0
+"""Seconds for what comes at once where the machine is not busy."""
 BINDINGS = {"jsonrpc": "JSONRPC", "rest": "HTTP+JSON", "grpc": "GRPC"}
 """What A2A calls the bindings that one can choose."""
+STAYS = frozenset({*FINAL, "stalled"})
+"""Verdicts that nothing takes back here: what is planted is not undone."""
 NOWHERE = f"http://{LOOPBACK}:9"
 """A port where nothing listens: telemetry that is sent there is lost."""
 
@@ -140,10 +148,29 @@ class Cast:
         return "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) if path.exists() else ""
 
 
+_claims: list[int] = []
+"""File descriptors of the names of the ports that this process has chosen; the oldest go first."""
+
+
+def _claimed(port: int) -> bool:
+    """Whether nobody else is about to listen on a port: who chooses one holds a name until its process ends."""
+    name = socket.socket(socket.AF_UNIX)
+    try:
+        name.bind(f"\0hopwatch-port-{port}")
+    except OSError as error:
+        name.close()
+        return error.errno != errno.EADDRINUSE  # where there are no such names, nobody has one
+    _claims.append(name.detach())
+    if len(_claims) > 256:
+        os.close(_claims.pop(0))
+    return True
+
+
 def free_ports(count: int) -> list[int]:
     """Ports of loopback that are free right now, and below those that the kernel gives to outgoing connections.
 
-    One of those may be taken before the program that it is for has come to listen there.
+    One of those may be taken before the program that it is for has come to listen there; nor is one given that another process
+    has got from here.
     """
     try:
         given = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
@@ -157,7 +184,8 @@ def free_ports(count: int) -> list[int]:
             port = choose.randrange(15_000, given) if given > 20_000 and tries < 50 * count else 0
             with contextlib.suppress(OSError):
                 tried.bind((LOOPBACK, port))
-                found.append(tried)
+                if not port or _claimed(port):
+                    found.append(tried)
             if len(found) == count:
                 break
         return [each.getsockname()[1] for each in found]
@@ -289,7 +317,7 @@ def start_agents(
         ]
         cast.addresses[name] = f"{LOOPBACK}:{port}"
         cast.start(name, command, {**agent_environment(name, where), **(extra or {})})
-    until = time.monotonic() + 60
+    until = time.monotonic() + STARTS_WITHIN
     for name, port, _, _ in plan:
         wait_for_card(cast, name, port, until)
     return reached(frontdesk), user
@@ -340,7 +368,7 @@ class Watch:
 
     def __init__(self, url: str, outcome: Outcome, show: Callable[[Cascade, Outcome], None]) -> None:
         self.outcome = outcome
-        self._client = httpx.Client(base_url=url, timeout=10)
+        self._client = httpx.Client(base_url=url, timeout=COMES_WITHIN)
         self._show = show
         self._began = time.monotonic()
 
@@ -369,10 +397,14 @@ class Watch:
         return seen
 
     def worker_ended(self) -> dict[str, Any] | None:
-        """What the collector's agents say of the worker's end; None where it told of none."""
-        agents = self._client.get("/api/agents").raise_for_status().json()["agents"]
-        ended: dict[str, Any] | None = next(each["ended"] for each in agents if each["name"] == "worker")
-        return ended
+        """What the collector's agents say of the worker's end; None where they tell of none for as long as one waits."""
+        end = time.monotonic() + COMES_WITHIN
+        while True:
+            agents = self._client.get("/api/agents").raise_for_status().json()["agents"]
+            ended: dict[str, Any] | None = next(each["ended"] for each in agents if each["name"] == "worker")
+            if ended is not None or time.monotonic() > end:
+                return ended
+            time.sleep(0.05)
 
     def until(self, wanted: Callable[[Cascade], bool], seconds: float) -> Cascade:
         """Look until the cascade is as wanted, at most so long."""
@@ -414,7 +446,7 @@ def play(
     cast = Cast(folder)
     early = threading.Event()
     try:
-        with slow_server(SLOW_FOR, early) as slow:
+        with slow_server(HOLDS_FOR, early) as slow:
             endpoint = outcome.url = start_collector(cast)
             spoken = BINDINGS[binding]
             frontdesk, port = start_agents(cast, fault, endpoint, slow, binding=spoken, run=run)
@@ -432,10 +464,10 @@ def play(
                 if fault == "leak":
                     with subscriber.stalled(cast.addresses["worker"], _task_of_worker(watch)):
                         early.set()
-                        _watch(watch, planted, cast, fault, outcome)
+                        _watch(watch, planted, cast, fault, outcome, early)
                     _hung_up(watch, planted, outcome)
                 else:
-                    _watch(watch, planted, cast, fault, outcome)
+                    _watch(watch, planted, cast, fault, outcome, early)
             finally:
                 watch.close()
             if hold is not None:
@@ -445,18 +477,24 @@ def play(
     return outcome
 
 
-def _watch(watch: Watch, planted: Fault, cast: Cast, fault: str, outcome: Outcome) -> None:
+def _watch(
+    watch: Watch, planted: Fault, cast: Cast, fault: str, outcome: Outcome, early: threading.Event
+) -> None:
     patience = planted.within * PATIENCE
     struck = None
     try:
         watch.until(lambda _: True, STARTS_WITHIN)  # the user's own start is no part of what is due
         if planted.strike is not None:
             what, ready = planted.strike
-            watch.until(ready, min(SLOW_FOR, patience))
+            watch.until(ready, patience)
             cast.processes["worker"].send_signal(what)
             struck = time.time()
         elif fault == "slow":
-            watch.until(worker_reads, SLOW_FOR)
+            watch.until(worker_reads, patience)
+            # It counts from here: on a busy machine all of it may have gone by before anybody knew what the worker waits on.
+            answer = threading.Timer(SLOW_FOR, early.set)
+            answer.daemon = True
+            answer.start()
         cascade = watch.until(
             lambda each: each["verdict"] == planted.verdict and planted.names(each) is None, patience
         )
@@ -482,7 +520,8 @@ def _watch(watch: Watch, planted: Fault, cast: Cast, fault: str, outcome: Outcom
     before = [verdict for _, verdict in outcome.history if verdict != planted.verdict]
     if not planted.before.issuperset(before):
         outcome.problem = f"before {planted.verdict} the verdict was {', '.join(before)}"
-    if [verdict for _, verdict in outcome.history].count(planted.verdict) > 1:
+    said = [verdict for _, verdict in outcome.history]
+    if planted.verdict in STAYS and said.count(planted.verdict) > 1:
         outcome.problem = f"{planted.verdict} had been said before, and was taken back"
     if planted.ending is not None and outcome.problem is None:
         outcome.problem = _ended(watch, planted.ending, cast, outcome)
@@ -493,7 +532,7 @@ def _watch(watch: Watch, planted: Fault, cast: Cast, fault: str, outcome: Outcom
     if fault == "silent" and outcome.problem is None:
         cast.processes["worker"].send_signal(signal.SIGCONT)
         try:
-            watch.until(lambda each: each["verdict"] == "in_flight", 20)
+            watch.until(lambda each: each["verdict"] == "in_flight", COMES_WITHIN)
         except TimeoutError:
             outcome.problem = f"after SIGCONT the verdict is {outcome.verdict}, not in_flight"
         # What was asked for has been seen; the verdict that counts is the one before the worker went on.
@@ -505,9 +544,9 @@ def _watch(watch: Watch, planted: Fault, cast: Cast, fault: str, outcome: Outcom
 def _ended(watch: Watch, ending: Ending, cast: Cast, outcome: Outcome) -> str | None:
     """Look how the worker ended; returns what is wrong with that, if anything is."""
     try:
-        code = cast.processes["worker"].wait(10)
+        code = cast.processes["worker"].wait(COMES_WITHIN)
     except subprocess.TimeoutExpired:
-        return "the worker did not end within 10 s"
+        return f"the worker did not end within {COMES_WITHIN:g} s"
     told = watch.worker_ended()
     how, pending = (told["how"], told["pending"]) if told else (None, {})
     outcome.ended = {"agent": "worker", "exit_code": code, "how": how, "pending": pending}
@@ -525,7 +564,7 @@ def _hung_up(watch: Watch, planted: Fault, outcome: Outcome) -> None:
     leaking = outcome.cascade
     if outcome.problem is None:
         try:
-            watch.until(lambda each: each["verdict"] == "settled", 20)
+            watch.until(lambda each: each["verdict"] == "settled", COMES_WITHIN)
         except TimeoutError:
             outcome.problem = f"after the subscriber hung up the verdict is {outcome.verdict}, not settled"
         # What counts is what was said of the leak.
@@ -542,9 +581,9 @@ def _task_of_worker(watch: Watch) -> str:
         return next((hop["task_id"] for hop in executions if hop["task_id"]), None)
 
     try:
-        cascade = watch.until(lambda each: bool(task(each)), 30)
+        cascade = watch.until(lambda each: bool(task(each)), STARTS_WITHIN)
     except TimeoutError:
-        raise DemoError("the worker did not begin its work within 30 s") from None
+        raise DemoError(f"the worker did not begin its work within {STARTS_WITHIN:g} s") from None
     return task(cascade) or ""
 
 

@@ -35,7 +35,7 @@ def stalled(address: str, task: str) -> Iterator[None]:
     ).encode()
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL)
-        connection.settimeout(10)
+        connection.settimeout(60)
         connection.connect((host, int(port)))
         connection.sendall(head + body)
         answer = b""

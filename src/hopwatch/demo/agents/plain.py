@@ -208,7 +208,7 @@ def serve(name: str, port: int, executor: AgentExecutor, inbox: Inbox, *, grpc_p
 
     async def run() -> None:
         """Serve."""
-        async with httpx.AsyncClient(timeout=10) as http:
+        async with httpx.AsyncClient(timeout=60) as http:
             configs = InMemoryPushNotificationConfigStore()
             handler = DefaultRequestHandler(
                 agent_executor=executor,

@@ -69,7 +69,7 @@ class Worker(AgentExecutor):
             writer.close()
             await writer.wait_closed()
         elif self.fault == "silent":
-            await asyncio.sleep(60)
+            await asyncio.sleep(600)
 
     async def reserve_and_charge(self) -> None:
         """Take two locks in opposite order, which works until it does not."""
