@@ -114,6 +114,8 @@ def run(request):
             if left:
                 loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
             loop.run_until_complete(loop.shutdown_asyncgens())
+            # Who awaits a job may be told of its end before its thread has told us.
+            loop.run_until_complete(loop.shutdown_default_executor())
             loop.close()
 
     return run_in_cascade
