@@ -1235,6 +1235,30 @@ def test_a_server_that_is_started_within_a_cascade_is_no_work_of_it():
     run(story)
 
 
+FIRST_OF_ALL = """
+import asyncio, grpc
+import hopwatch
+hopwatch.instrument()
+
+async def main():
+    with hopwatch.cascade("starts a server"):
+        server = grpc.aio.server()
+        server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+    print(hopwatch.pending())
+    await server.stop(None)
+
+asyncio.run(main())
+"""
+
+
+def test_the_thread_by_which_grpc_polls_is_no_work_of_the_cascade_that_uses_grpc_first():
+    done = subprocess.run(
+        [sys.executable, "-c", FIRST_OF_ALL], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert (done.stdout, done.returncode) == ("[]\n", 0), done.stderr
+
+
 def test_nothing_keeps_a_call_that_is_over(monkeypatch):
     async def story():
         made = []
