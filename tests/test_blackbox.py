@@ -29,6 +29,7 @@ from hopwatch.state_folder import FolderError
 from hopwatch.telemetry import begin
 from hopwatch.verdict import judge
 
+pytestmark = pytest.mark.timeout(300)
 CASCADE = "c" * 32
 
 

@@ -191,7 +191,7 @@ def in_a_new_process(source, *options):
         [sys.executable, *options, "-c", source],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=110,
         check=False,
         cwd=Path(__file__).parent,
     )
