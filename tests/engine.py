@@ -54,7 +54,7 @@ def reader(folder):
             env={"PATH": os.environ["PATH"], "HOME": "/nonexistent", **environment},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENCE,
             check=False,
         )
         assert done.returncode == 0, done.stderr
@@ -70,7 +70,7 @@ def needs_namespaces():
     if missing or os.geteuid() != 0:
         pytest.skip(f"a root of its own needs root and {', '.join(missing or wanted)}")
     made = subprocess.run(
-        ["unshare", "--mount", "--net", "true"], capture_output=True, timeout=30, check=False
+        ["unshare", "--mount", "--net", "true"], capture_output=True, timeout=PATIENCE, check=False
     )
     if made.returncode != 0:
         pytest.skip(

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import contextvars
 import json
+import time
 
 import httpx
 import pytest
@@ -86,7 +87,11 @@ def card_of(url, binding, version="1.0"):
 
 @contextlib.asynccontextmanager
 async def served(app):
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", lifespan="off"))
+    # By default it closes a connection after 5 s at rest, which a client may be about to use just then.
+    config = uvicorn.Config(
+        app, host="127.0.0.1", port=0, log_level="error", lifespan="off", timeout_keep_alive=120
+    )
+    server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve())
     while not server.started:
         await asyncio.sleep(0.005)
@@ -99,7 +104,7 @@ async def served(app):
 
 @contextlib.asynccontextmanager
 async def agent(work=complete, *routes, binding="JSONRPC", validator=None, compat=False):
-    async with httpx.AsyncClient(timeout=10) as http:
+    async with httpx.AsyncClient(timeout=60) as http:
         configs = InMemoryPushNotificationConfigStore()
         handler = DefaultRequestHandler(
             agent_executor=Executor(work),
@@ -122,7 +127,7 @@ async def agent(work=complete, *routes, binding="JSONRPC", validator=None, compa
 
 @contextlib.asynccontextmanager
 async def client(
-    url, *, binding="JSONRPC", streaming=False, polling=False, timeout=10, version="1.0", **options
+    url, *, binding="JSONRPC", streaming=False, polling=False, timeout=60, version="1.0", **options
 ):
     async with httpx.AsyncClient(timeout=timeout, **options) as http:
         config = ClientConfig(
@@ -146,15 +151,19 @@ async def answers(client, message):
 
 async def over():
     """Wait until this process has nothing open any more."""
-    for _ in range(3000):
-        if not hopwatch.pending():
-            return
+    await until(lambda: not hopwatch.pending())
+
+
+async def until(holds):
+    """Wait until something holds."""
+    end = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < end, hopwatch.pending()
         await asyncio.sleep(0.01)
-    raise AssertionError(hopwatch.pending())
 
 
 def run(story):
-    asyncio.run(asyncio.wait_for(story(), 30))
+    asyncio.run(asyncio.wait_for(story(), 100))
 
 
 def hop(hops, kind):
@@ -397,7 +406,9 @@ def test_a_peer_without_hopwatch_whose_task_still_works_is_unknown_until_it_is_a
             hopwatch.cascade("ask twice"),
         ):
             await answers(peer, request())
-            assert verdict(only_cascade()).verdict == "unknown"
+            # On a slow machine the root is known to be open meanwhile, and has no heartbeat yet.
+            told = {key: each for key, each in only_cascade().items() if each.ended is not None}
+            assert verdict(told).verdict == "unknown"
             await peer.get_task(GetTaskRequest(id="t1"))
         judged = verdict(only_cascade())
         assert judged.verdict == "settled"
@@ -408,7 +419,7 @@ def test_a_peer_without_hopwatch_whose_task_still_works_is_unknown_until_it_is_a
 
 def test_a_peer_that_took_the_message_and_never_answered_stays_unknown():
     async def story():
-        async with foreign(lambda _: None) as url, client(url, timeout=0.3) as peer:
+        async with foreign(lambda _: None) as url, client(url, timeout=httpx.Timeout(60, read=0.3)) as peer:
             with pytest.raises(A2AClientError):
                 await answers(peer, request())
         hops = only_cascade()
@@ -672,8 +683,10 @@ def test_a_hook_that_fails_harms_nobody_and_its_cascade_is_never_settled(hook, m
             async with hopwatch.cascade("all"):
                 (answer,) = await answers(peer, request(webhook=f"{url}/hook"))
             assert answer.task.artifacts
+            await until(
+                lambda: len(pushed) == 4
+            )  # where a push is no hop, nothing is pending while it is sent
             await over()
-        assert len(pushed) == 4
         found = cascades()
         judged = [
             verdict(hops).verdict
@@ -704,7 +717,7 @@ def test_a_probe_of_the_pushs_url_is_not_taken_for_the_push():
         seen = []
 
         async def validator(url):
-            async with httpx.AsyncClient() as http:
+            async with httpx.AsyncClient(timeout=60) as http:
                 seen.append((await http.head(url)).headers.get(names.ACKNOWLEDGEMENT_HEADER))
             return True
 
@@ -919,7 +932,7 @@ def test_what_begins_after_the_response_is_no_part_of_the_request():
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(DefaultRequestHandler, "__init__", remember)
             async with agent(complete, Route("/later", hand_on, methods=["POST"])) as url:
-                async with hopwatch.cascade("asks"), httpx.AsyncClient() as http:
+                async with hopwatch.cascade("asks"), httpx.AsyncClient(timeout=60) as http:
                     await http.post(f"{url}/later")
                 await began.wait()
                 answered.set()
@@ -990,12 +1003,8 @@ def test_a_subscriber_that_stalls_holds_the_execution_open_until_it_has_its_even
             subscriber = asyncio.create_task(subscribe())
         (execution,) = [each for each in process.here().ledger.open_hops() if each.kind == "execution"]
         (events,) = [each for each in a2a_events._known if each.completion is not None]
-        for _ in range(400):
-            # The execution has returned, and the SDK has stored all that it said.
-            if execution.done is not None and events.completion is None:
-                break
-            await asyncio.sleep(0.01)
-        assert execution.done is not None
+        # The execution has returned, and the SDK has stored all that it said.
+        await until(lambda: execution.done is not None and events.completion is None)
         assert not execution.closed
         assert verdict(only_cascade()).verdict != "settled"
         answer.set_result(None)

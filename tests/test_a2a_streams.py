@@ -15,7 +15,7 @@ from hopwatch.hop_waits import what_it_waits_on
 from hopwatch.instrumentation.a2a import A2AInstrumentor
 from hopwatch.instrumentation.a2a_streams import _deliveries
 from hopwatch.instrumentation.asyncio import AsyncioInstrumentor
-from test_a2a import Executor, card_of, complete, hop, over, request
+from test_a2a import Executor, card_of, complete, hop, over, request, run, until
 
 
 @pytest.fixture(autouse=True)
@@ -35,18 +35,6 @@ def handler_of(work):
         task_store=InMemoryTaskStore(),
         agent_card=card_of("http://127.0.0.1:1", "JSONRPC"),
     )
-
-
-async def until(found):
-    for _ in range(400):
-        if found():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError(hopwatch.pending())
-
-
-def run(story):
-    asyncio.run(asyncio.wait_for(story(), 30))
 
 
 async def subscribed(read, begin=lambda: None):

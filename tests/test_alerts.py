@@ -20,7 +20,7 @@ WANTED = {
 
 
 def say(*command, cwd=FOLDER):
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=110, check=False)
 
 
 def test_every_alert_says_how_long_how_bad_and_what_to_do():

@@ -17,7 +17,7 @@ from exported import cascades, fresh, tree, verdict
 from hopwatch import process
 from hopwatch.instrumentation.a2a import A2AInstrumentor
 from hopwatch.instrumentation.asyncio import AsyncioInstrumentor
-from test_a2a import agent
+from test_a2a import agent, over
 
 LARGE = 300_000
 """Bytes of a body that a server stops reading in the middle of: the request's own code then lets it go on."""
@@ -48,7 +48,7 @@ def run(request):
     def run(story):
         loop = make()
         try:
-            loop.run_until_complete(asyncio.wait_for(story, 30))
+            loop.run_until_complete(asyncio.wait_for(story, 100))
         finally:
             loop.run_until_complete(loop.shutdown_asyncgens())
             loop.close()
@@ -90,7 +90,15 @@ async def webhooks(parser):
 
     app = Starlette(routes=[Route("/hook", webhook, methods=["POST"])])
     server = uvicorn.Server(
-        uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", lifespan="off", http=parser)
+        uvicorn.Config(
+            app,
+            host="127.0.0.1",
+            port=0,
+            log_level="error",
+            lifespan="off",
+            http=parser,
+            timeout_keep_alive=120,
+        )
     )
     serving = asyncio.create_task(server.serve())
     while not server.started:
@@ -145,6 +153,7 @@ def test_a_message_after_a_large_one_over_the_same_connection_is_a_request_of_it
             for number, size in enumerate((large, 10)):
                 writer.write(message(number, size))
                 assert "error" not in json.loads(await answer(reader))
+            await over()
 
     run(story())
     # The SDK's own spans may put both into one trace, as they would without us.
@@ -160,6 +169,7 @@ def test_messages_that_bring_no_trace_and_come_before_the_one_before_was_answere
             writer.write(message(1, 10) + message(2, 10))
             for _ in range(2):
                 assert "error" not in json.loads(await answer(reader))
+            await over()
 
     run(story())
     found = list(cascades().values())
@@ -167,6 +177,7 @@ def test_messages_that_bring_no_trace_and_come_before_the_one_before_was_answere
     assert [verdict(hops).verdict for hops in found] == ["settled"] * 2
 
 
+@pytest.mark.timeout(300)
 def test_they_are_so_without_the_spans_of_the_sdk_too():
     # Which begin traces of their own; whether there are any is read when the SDK is imported.
     done = subprocess.run(
@@ -174,7 +185,7 @@ def test_they_are_so_without_the_spans_of_the_sdk_too():
         env={**os.environ, "OTEL_INSTRUMENTATION_A2A_SDK_ENABLED": "false"},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=250,
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:]

@@ -42,7 +42,7 @@ def test_generating_them_again_changes_nothing():
         [sys.executable, str(FOLDER / "generate.py"), "--check"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=110,
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -15,6 +15,7 @@ from exported import cascades, ours, verdict
 from hopwatch import attributes as names
 from hopwatch import hop_waits
 from hopwatch.instrumentation import deadlocks, takers
+from ticking import collect
 
 SINCE_311 = pytest.mark.skipif(sys.version_info < (3, 11), reason="new in Python 3.11; ci: may be skipped")
 
@@ -59,7 +60,7 @@ def play(request, watched, monkeypatch):
                 with contextlib.suppress(RecursionError):
                     task.cancel()
             if left:
-                loop.run_until_complete(asyncio.wait(left, timeout=0.5))
+                loop.run_until_complete(asyncio.wait(left, timeout=5))
             loop.run_until_complete(loop.shutdown_asyncgens())
             loop.run_until_complete(loop.shutdown_default_executor())
             loop.close()
@@ -456,7 +457,6 @@ def test_a_second_deadlock_of_the_same_tasks_is_told_again(play, watched, logged
 
 
 def test_nothing_of_the_application_is_kept_alive_by_what_was_told(play, watched):
-    import gc
     import weakref
 
     kept = []
@@ -475,7 +475,7 @@ def test_nothing_of_the_application_is_kept_alive_by_what_was_told(play, watched
         await asyncio.wait(tasks)
 
     play(main, ticks=0)
-    gc.collect()
+    collect()
     assert [each() for each in kept] == [None] * 4
 
 

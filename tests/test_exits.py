@@ -9,7 +9,7 @@ import pytest
 from collector.telling import collector
 from ways_out import PRELUDE, SIGINT, SIGTERM, agents_called, cascades_of, play
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
 LOOPS = ["asyncio", "uvloop"]
 
 

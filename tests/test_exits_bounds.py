@@ -9,7 +9,7 @@ import pytest
 from collector.telling import collector
 from ways_out import PRELUDE, SIGTERM, agents_called, cascades_of, play, started, until_ready
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
 
 LEAVES_ONE = """
 async def main():
@@ -103,7 +103,7 @@ run(main())
         url = f"http://127.0.0.1:{deaf.getsockname()[1]}"
         ended = play(path, "asyncio", sends=SIGTERM, url=url, HOPWATCH_SHUTDOWN_TIMEOUT="0.5")
     assert ended.code == -SIGTERM
-    assert ended.seconds < 8  # the exporter alone would wait for 10 s
+    assert ended.seconds < 40  # the exporter alone would wait for 60 s
 
 
 def test_a_provider_that_the_application_makes_after_the_first_hop_gets_the_report_before_its_shutdown(
@@ -239,10 +239,11 @@ async def main():
 run(main())
 """,
     )
-    ended = play(path, "asyncio", url=running.url, sends=SIGTERM)
+    # A machine that is busy needs more than the usual 3 s for all of them.
+    ended = play(path, "asyncio", url=running.url, sends=SIGTERM, HOPWATCH_SHUTDOWN_TIMEOUT="30")
     assert ended.code == -SIGTERM
     assert ended.err == ""
-    assert ended.seconds < 20
+    assert ended.seconds < 60
     (cascade,) = cascades_of(running, ended.name)
     assert cascade["verdict"] == "broken"
     lost = [hop for hop in cascade["hops"] if hop["outcome"] == "abandoned"]
@@ -265,7 +266,8 @@ async def main():
 run(main())
 """,
     )
-    ended = play(path, "asyncio", url=running.url)
+    # Nothing else is to become visible, however long a busy machine takes.
+    ended = play(path, "asyncio", url=running.url, HOPWATCH_REVEAL_AFTER="600")
     (cascade,) = cascades_of(running, ended.name)
     told = {hop["name"]: (hop["outcome"], hop["attributes"]) for hop in cascade["hops"]}
     if sys.version_info >= (3, 11):
@@ -281,11 +283,17 @@ def test_a_task_that_outlives_its_cancellation_is_told_of_once(running, tmp_path
     path = written(
         tmp_path,
         """
+from hopwatch import attributes, process
+def told():
+    hops = process.here().ledger.open_hops()
+    return any(hop.name == "stubborn" and attributes.OUTLIVED in (hop.attributes or ()) for hop in hops)
 async def stubborn():
     try:
         await forever()
     except asyncio.CancelledError:
-        await asyncio.sleep(1.8)
+        until = time.monotonic() + 60
+        while not told() and time.monotonic() < until:
+            await asyncio.sleep(0.05)
 async def main():
     with cascade("root"):
         task = asyncio.create_task(stubborn())
@@ -311,7 +319,7 @@ def test_a_drain_at_the_end_of_the_runner_lets_what_is_left_finish(running, tmp_
 async def late():
     await asyncio.sleep(0.1)
 async def work():
-    await asyncio.sleep(0.2)
+    await asyncio.sleep(float(sys.argv[1]))
     kept.append(asyncio.create_task(late()))
 async def main():
     with cascade("root"):
@@ -320,10 +328,12 @@ async def main():
 run(main())
 """,
     )
-    ended = play(path, "asyncio", url=running.url, HOPWATCH_DRAIN="120")  # it does not take as long as that
+    ended = play(
+        path, "asyncio", "0.2", url=running.url, HOPWATCH_DRAIN="120"
+    )  # it does not take as long as that
     (cascade,) = cascades_of(running, ended.name)
     assert cascade["verdict"] == "settled", cascade["reason"]
-    ended = play(path, "asyncio", url=running.url, HOPWATCH_DRAIN="0.05")
+    ended = play(path, "asyncio", "600", url=running.url, HOPWATCH_DRAIN="0.05")
     (cascade,) = cascades_of(running, ended.name)
     assert cascade["verdict"] == "broken"
 
@@ -340,10 +350,10 @@ async def main():
 run(main())
 """,
     )
-    with started(path, "asyncio", url=running.url, HOPWATCH_DRAIN="30") as process:
+    with started(path, "asyncio", url=running.url, HOPWATCH_DRAIN="200") as process:
         until_ready(process)
         process.send_signal(2)
-        process.communicate(timeout=40)
+        process.communicate(timeout=100)
     assert process.returncode == -2
     (cascade,) = cascades_of(running, process.agent)
     assert cascade["verdict"] == "broken"

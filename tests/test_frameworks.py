@@ -111,7 +111,15 @@ FRAMEWORKS = {
 @contextlib.asynccontextmanager
 async def by_uvicorn(app, parser):
     server = uvicorn.Server(
-        uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", lifespan="off", http=parser)
+        uvicorn.Config(
+            app,
+            host="127.0.0.1",
+            port=0,
+            log_level="error",
+            lifespan="off",
+            http=parser,
+            timeout_keep_alive=120,
+        )
     )
     serving = asyncio.create_task(server.serve())
     while not server.started:
@@ -128,6 +136,7 @@ async def by_hypercorn(app, _parser):
     config = hypercorn.config.Config()
     config.bind = ["127.0.0.1:0"]
     config.accesslog = config.errorlog = None
+    config.keep_alive_timeout = 120  # after 5 s it would close a connection that a client may be about to use
     # A socket of its own tells the port; a bind to 0 is only logged.
     sockets = config.create_sockets()
     port = sockets.insecure_sockets[0].getsockname()[1]

@@ -29,7 +29,7 @@ def check(tmp_path_factory):
 
     def found(folder):
         subprocess.run(
-            ["node", "generate.mjs", str(folder)], cwd=place, check=True, capture_output=True, timeout=60
+            ["node", "generate.mjs", str(folder)], cwd=place, check=True, capture_output=True, timeout=600
         )
         done = subprocess.run(
             ["node", "node_modules/typescript/bin/tsc", "--project", ".", "--pretty", "false"],

@@ -96,7 +96,7 @@ def test_the_holder_is_the_task_that_waited_once_it_has_the_lock(watched, run, m
 def test_who_acquires_with_a_timeout_holds_the_lock_itself(watched, run, make_lock):
     async def main():
         lock = make_lock()
-        await asyncio.wait_for(lock.acquire(), 5)
+        await asyncio.wait_for(lock.acquire(), 50)
         assert holders(lock) == (asyncio.current_task(),)
         waiter = asyncio.create_task(wait_and_tell(lock))
         await turns()
@@ -104,7 +104,7 @@ def test_who_acquires_with_a_timeout_holds_the_lock_itself(watched, run, make_lo
         assert await waiter
 
     async def wait_and_tell(lock):
-        await asyncio.wait_for(lock.acquire(), 5)
+        await asyncio.wait_for(lock.acquire(), 50)
         found = holders(lock) == (asyncio.current_task(),)
         lock.release()
         return found

@@ -109,8 +109,15 @@ def _put_hopwatch_into(folder: Path) -> None:
         link.symlink_to(package)
     found = metadata.distribution("hopwatch")
     ours = there / f"hopwatch-{found.version}.dist-info"
-    for old in there.glob("hopwatch-*.dist-info"):
+    says = {name: found.read_text(name) or "" for name in ("METADATA", "entry_points.txt")}
+    kept = [*there.glob("hopwatch-*.dist-info")]
+    # Agents of another demo may be starting from it just now, and would find no instrumentor while it is away.
+    if kept == [ours] and all(
+        (ours / name).is_file() and (ours / name).read_text("utf-8") == says[name] for name in says
+    ):
+        return
+    for old in kept:
         shutil.rmtree(old)
     ours.mkdir()
-    for name in ("METADATA", "entry_points.txt"):
-        (ours / name).write_text(found.read_text(name) or "")
+    for name, text in says.items():
+        (ours / name).write_text(text, "utf-8")

@@ -124,7 +124,7 @@ def is_service(code: Any, module: Any, qualname: str) -> bool:
     name = f"{module}:{qualname}"
     # What a decorator makes goes by the name of what it decorates, and stands in the decorator's module: that is no loop of
     # that module. Who wraps a loop is seen through by whoever asks.
-    itself = not isinstance(code, CodeType) or own_name(code, qualname)
+    itself = not isinstance(code, CodeType) or own_name(code, qualname) or _of_cython(code)
     patterns = (*KNOWN, *_patterns) if itself else _patterns
     answer = id(code) in _declared or any(fnmatchcase(name, pattern) for pattern in patterns)
     # What is remembered is kept, so that its id belongs to nothing else; an object of the application must not be.
@@ -137,6 +137,11 @@ def is_service(code: Any, module: Any, qualname: str) -> bool:
 
 _NAMED: Final = sys.version_info >= (3, 11)
 """Whether code objects know their qualified name."""
+
+
+def _of_cython(code: CodeType) -> bool:
+    """Whether Cython made the function: its code is nobody else's, and knows its bare name only (as of grpcio 1.85)."""
+    return code.co_filename.endswith((".pyx", ".pxi"))
 
 
 def own_name(code: CodeType, qualname: str) -> bool:
