@@ -21,6 +21,12 @@ with contextlib.suppress(ImportError):
 # Whoever starts the tests in the background of a script has them ignore Ctrl-C, and so would every process that they start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+# On a busy machine any example, and whatever is drawn for it, may take seconds. The matrix of a2a-sdk does without.
+with contextlib.suppress(ImportError):
+    from hypothesis import HealthCheck, settings
+
+    settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("busy")
 # No black box or socket of a test is found by anybody else, and none of somebody else's by a test.
 os.environ["HOPWATCH_BLACKBOX"] = tempfile.mkdtemp(prefix="hopwatch-tests-")
 atexit.register(shutil.rmtree, os.environ["HOPWATCH_BLACKBOX"], ignore_errors=True)
@@ -101,7 +107,7 @@ def run(request):
 
         loop = make()
         try:
-            return loop.run_until_complete(asyncio.wait_for(inside(), 20))
+            return loop.run_until_complete(asyncio.wait_for(inside(), 90))
         finally:
             for task in (left := asyncio.all_tasks(loop)):
                 task.cancel()
