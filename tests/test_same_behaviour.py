@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import hopwatch
+from exported import end_process
 from hopwatch import process
 from hopwatch.instrumentation.asyncio import AsyncioInstrumentor
 from hopwatch.telemetry import Telemetry
@@ -392,7 +393,7 @@ def test_a_program_behaves_the_same_and_leaves_nothing_open(make_loop, program):
                 assert all(hop.outcome != "abandoned" for hop in declared.values())
         finally:
             AsyncioInstrumentor().uninstrument()
-            process._process = None
+            end_process()
 
 
 def in_order(program):

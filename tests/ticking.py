@@ -5,8 +5,7 @@ import gc
 import threading
 import time
 
-from exported import cascades, fresh
-from hopwatch import process
+from exported import cascades, end_process, fresh
 from hopwatch.instrumentation.asyncio import AsyncioInstrumentor
 from hopwatch.telemetry import Telemetry
 
@@ -72,4 +71,4 @@ def watching(monkeypatch):
         yield watched
     finally:
         AsyncioInstrumentor().uninstrument()
-        process._process = None
+        end_process()

@@ -17,7 +17,7 @@ from plain_peer import PlainPeer
 
 import acp
 import hopwatch
-from exported import cascades, only_cascade, others, tree, verdict
+from exported import cascades, fresh, only_cascade, others, tree, verdict
 from hopwatch import attributes as names
 from hopwatch import process, propagation
 from hopwatch.instrumentation import acp as instrumentation
@@ -385,7 +385,7 @@ def test_baggage_goes_with_a_message_and_is_there_for_its_handler():
 
 def test_nothing_goes_out_where_that_is_switched_off_and_the_verdict_is_up_to_the_peer(monkeypatch):
     monkeypatch.setenv("HOPWATCH_ACP_INJECT", "false")
-    process._process = None
+    fresh()
 
     async def main():
         async with connected(Agent()) as connection:
