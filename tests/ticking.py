@@ -28,19 +28,32 @@ def collect():
         gc.callbacks.remove(note)
 
 
+HOUR = 3600.0
+
+
 class Watched:
     """This process, whose ticker ticks only when the test says so."""
 
     def __init__(self):
-        self.process = fresh(reveal_after=1.0)  # ticks say how much later it is
+        self.process = fresh(reveal_after=HOUR)
         self.ledger = self.process.ledger
 
     def tick(self, later=0.0):
-        """Look at everything as the ticker does, `later` seconds from now."""
+        """Look at everything as the ticker does, `later` seconds from now.
+
+        What is invisible is revealed after a second, if the environment does not say otherwise. Only `later` counts for that:
+        the test may stand still for longer between any two lines.
+        """
         now = time.time_ns() + int(later * 1e9)
-        for look in self.process.each_tick:
-            look(now)
-        self.process.telemetry._reveal(self.process, now)
+        settings = self.process.settings
+        if later >= 1 and settings.reveal_after == HOUR:
+            self.process.settings = settings._replace(reveal_after=1.0)
+        try:
+            for look in self.process.each_tick:
+                look(now)
+            self.process.telemetry._reveal(self.process, now)
+        finally:
+            self.process.settings = settings
 
     def settled(self):
         """Tick as often as the slowest rule needs, and say whether nothing is open."""
