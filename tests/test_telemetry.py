@@ -16,7 +16,6 @@ from hopwatch import propagation, telemetry
 from hopwatch.process import read_settings
 from hopwatch.telemetry import SECOND, begin, within
 
-
 pytestmark = pytest.mark.timeout(300)
 
 
