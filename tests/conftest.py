@@ -15,18 +15,18 @@ import hopwatch
 from hopwatch import process
 from ticking import watching
 
+# On a machine that is busy any example may take longer than the 0.2 s that Hypothesis allows, and not the next time: it is "flaky".
+with contextlib.suppress(ImportError):  # not in every environment of tests/sdk
+    from hypothesis import HealthCheck, settings
+
+    settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("busy")
 # The client first: if `a2a.server.routes` is imported before it, 1.3.0 imports in a circle and knows no 0.3 over gRPC from then on.
 with contextlib.suppress(ImportError):
     import a2a.client  # noqa: F401
 # Whoever starts the tests in the background of a script has them ignore Ctrl-C, and so would every process that they start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-# On a busy machine any example, and whatever is drawn for it, may take seconds. The matrix of a2a-sdk does without.
-with contextlib.suppress(ImportError):
-    from hypothesis import HealthCheck, settings
-
-    settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-    settings.load_profile("busy")
 # No black box or socket of a test is found by anybody else, and none of somebody else's by a test.
 os.environ["HOPWATCH_BLACKBOX"] = tempfile.mkdtemp(prefix="hopwatch-tests-")
 atexit.register(shutil.rmtree, os.environ["HOPWATCH_BLACKBOX"], ignore_errors=True)
@@ -107,13 +107,15 @@ def run(request):
 
         loop = make()
         try:
-            return loop.run_until_complete(asyncio.wait_for(inside(), 90))
+            return loop.run_until_complete(asyncio.wait_for(inside(), 60))
         finally:
             for task in (left := asyncio.all_tasks(loop)):
                 task.cancel()
             if left:
                 loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
             loop.run_until_complete(loop.shutdown_asyncgens())
+            # Who awaits a job may be told of its end before its thread has told us.
+            loop.run_until_complete(loop.shutdown_default_executor())
             loop.close()
 
     return run_in_cascade

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import os
 import threading
 import time
 
@@ -28,32 +29,26 @@ def collect():
         gc.callbacks.remove(note)
 
 
-HOUR = 3600.0
-
-
 class Watched:
     """This process, whose ticker ticks only when the test says so."""
 
     def __init__(self):
-        self.process = fresh(reveal_after=HOUR)
+        self.process = fresh()
         self.ledger = self.process.ledger
 
     def tick(self, later=0.0):
         """Look at everything as the ticker does, `later` seconds from now.
 
-        What is invisible is revealed after a second, if the environment does not say otherwise. Only `later` counts for that:
-        the test may stand still for longer between any two lines.
+        What is invisible is told of after a second, if it is that much later: not if a busy machine has just taken that long.
         """
         now = time.time_ns() + int(later * 1e9)
-        settings = self.process.settings
-        if later >= 1 and settings.reveal_after == HOUR:
-            self.process.settings = settings._replace(reveal_after=1.0)
-        try:
-            for look in self.process.each_tick:
-                look(now)
-            self.process.telemetry._reveal(self.process, now)
-        finally:
-            self.process.settings = settings
+        kept = self.process.settings
+        if later >= 1 and "HOPWATCH_REVEAL_AFTER" not in os.environ:
+            self.process.settings = kept._replace(reveal_after=1.0)
+        for look in self.process.each_tick:
+            look(now)
+        self.process.telemetry._reveal(self.process, now)
+        self.process.settings = kept
 
     def settled(self):
         """Tick as often as the slowest rule needs, and say whether nothing is open."""
@@ -77,7 +72,7 @@ class Watched:
 @contextlib.contextmanager
 def watching(monkeypatch):
     monkeypatch.setattr(Telemetry, "_begin", lambda _: None)  # no threads: a test ticks by hand
-    gc.collect()
+    collect()
     watched = Watched()
     AsyncioInstrumentor().instrument()
     try:
