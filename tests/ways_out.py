@@ -15,6 +15,9 @@ import asyncio, atexit, contextlib, gc, os, signal, sys, threading, time
 hopwatched = bool(os.environ.get("HOPWATCHED"))
 if hopwatched:
     from hopwatch import cascade
+    if "PATIENT" in os.environ:
+        from hopwatch import exits
+        exits.NOTHING_PENDING = 60.0
 else:
     cascade = contextlib.nullcontext
 if os.environ["LOOP"] == "uvloop":
@@ -32,6 +35,9 @@ def ready():
     print("ready", flush=True)
 
 """
+PATIENT = {"PATIENT": "1", "HOPWATCH_SHUTDOWN_TIMEOUT": "60", "OTEL_EXPORTER_OTLP_TIMEOUT": "60"}
+"""How long a program holds up its own end for the collector. By default it is 3 s, and 0.2 s where nothing is pending, and then what
+was not told is lost: on a busy machine a collector takes longer."""
 _numbers = itertools.count()
 
 
@@ -79,7 +85,8 @@ def environment(loop, *, url=None, hopwatched=True, **more):
 
 @contextlib.contextmanager
 def started(path, loop, *words, url=None, hopwatched=True, launcher=True, **more):
-    """A program that has been started; killed at the end if it has not ended."""
+    """A program that has been started, with patience for its collector; killed at the end if it has not ended."""
+    more = {**(PATIENT if url is not None else {}), **more}
     env, name = environment(loop, url=url, hopwatched=hopwatched, **more)
     command = [*([LAUNCHER] if hopwatched and launcher else []), sys.executable, str(path), *words]
     with subprocess.Popen(
@@ -124,7 +131,7 @@ def play(path, loop, *words, sends=None, act=None, timeout=90, **how):
         return Ended(process.returncode, before + out, err, time.monotonic() - began, process.agent)
 
 
-def cascades_of(running, agent, *, count=1, within=40):
+def cascades_of(running, agent, *, count=1, within=60):
     """The cascades of an agent, once there are `count` of them and none is in flight."""
     until = time.monotonic() + within
     while True:
@@ -135,7 +142,7 @@ def cascades_of(running, agent, *, count=1, within=40):
         time.sleep(0.05)
 
 
-def agents_called(running, name, *, state="ended", within=40):
+def agents_called(running, name, *, state="ended", within=60):
     """The processes of that name, once each of them is in that state."""
     until = time.monotonic() + within
     while True:

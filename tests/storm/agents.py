@@ -101,7 +101,7 @@ async def serve(program, port, to=""):
     if program.victim:
         loop.add_signal_handler(signal.SIGUSR1, lambda: program.leaving or program.way_out())
     inbox = Inbox()
-    async with httpx.AsyncClient(timeout=10) as http:
+    async with httpx.AsyncClient(timeout=60) as http:
         configs = InMemoryPushNotificationConfigStore()
         handler = DefaultRequestHandler(
             agent_executor=Executor(program, f"http://{HOST}:{port}", to, inbox),
@@ -125,8 +125,8 @@ async def serve(program, port, to=""):
 
 async def user(program, planner, worker):
     """Ask the planner, among other work, once both agents answer."""
-    until = time.monotonic() + 40
-    async with httpx.AsyncClient(timeout=5) as http:
+    until = time.monotonic() + 100
+    async with httpx.AsyncClient(timeout=60) as http:
         for port in (planner, worker):
             while True:
                 with contextlib.suppress(httpx.HTTPError):
