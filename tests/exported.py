@@ -12,7 +12,20 @@ from hopwatch import attributes as names
 from hopwatch import process, records
 from hopwatch.verdict import ON_ITS_WAY, judge
 
-exporter = InMemorySpanExporter()
+over = set()
+"""The instances of the processes of earlier tests."""
+
+
+class Exporter(InMemorySpanExporter):
+    """Keeps what is told while a test runs, but for what the process of an earlier test still tells: that is not its story."""
+
+    def export(self, spans):
+        return super().export(
+            [span for span in spans if (span.attributes or {}).get(names.INSTANCE) not in over]
+        )
+
+
+exporter = Exporter()
 if not isinstance(trace.get_tracer_provider(), TracerProvider):
     trace.set_tracer_provider(TracerProvider())
 trace.get_tracer_provider().add_span_processor(SimpleSpanProcessor(exporter))
@@ -24,13 +37,26 @@ def fresh(*, reveal_after=30.0):
     What is invisible stays so for half a minute, if the environment does not say otherwise: on a machine that is busy anything
     may last the second after which it is told of, and would be one more hop.
     """
-    process._process = None
+    end_process()
     process.failures.clear()
     exporter.clear()
     here = process.here()
     if "HOPWATCH_REVEAL_AFTER" not in os.environ:
         here.settings = here.settings._replace(reveal_after=reveal_after)
     return here
+
+
+def end_process():
+    """End the process of a test that is over: its ticker looks no more, and what it tells later is told to nobody."""
+    before, process._process = process._process, None
+    if before is None:
+        return
+    over.add(before.instance)
+    telemetry = before.telemetry
+    telemetry._process = lambda: None  # the ticker ends; it may have begun to look
+    telemetry._tick = lambda _: False
+    if telemetry.ticking.acquire(timeout=30):
+        telemetry.ticking.release()
 
 
 def ours():

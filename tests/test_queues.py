@@ -13,6 +13,7 @@ from sqlalchemy.util.queue import AsyncAdaptedQueue
 import hopwatch
 from hopwatch import process
 from hopwatch.instrumentation import queue_patches, queues
+from ticking import collect
 
 tracer = trace.get_tracer("tests")
 
@@ -394,7 +395,7 @@ def test_a_consumer_that_is_destroyed_in_the_middle_lets_go(watched, run, make_q
         await taken.wait()
         del task
         await turns()
-        gc.collect()
+        collect()
         watched.tick()
         assert watched.open() == ["root"]
 
@@ -408,7 +409,7 @@ def test_items_of_a_queue_that_is_collected_are_abandoned(watched, run, make_que
         put(queue, 1, "one")
         put(queue, 2, "two")
         del queue
-        gc.collect()
+        collect()
         watched.tick()
         assert watched.open() == ["root"]
 
@@ -811,7 +812,7 @@ def test_items_and_queues_are_collected_as_soon_as_without_us(watched, run, make
             queue.task_done()
             del item, queue
             if "culsans" in str(make_queue):
-                gc.collect()  # its queues are cycles
+                collect()  # its queues are cycles
             return [reference() for reference in references]
         finally:
             gc.enable()

@@ -15,10 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import hopwatch
+from exported import end_process
 from hopwatch import process
 from hopwatch.instrumentation.asyncio import AsyncioInstrumentor
 from hopwatch.telemetry import Telemetry
-from ticking import Watched
+from ticking import Watched, collect
 
 GROUPS = sys.version_info >= (3, 11)
 NUMBERS = st.integers(0, 2)
@@ -223,7 +224,7 @@ async def _timeout(world, who, program):
     for _ in range(6):
         await asyncio.sleep(0)
     task.cancel()
-    await asyncio.wait([task], timeout=5)
+    await asyncio.wait([task], timeout=60)
     return "cancelled" if task.cancelled() else type(task.exception()).__name__
 
 
@@ -324,8 +325,10 @@ def run(make_loop, program, *, instrumented):
         for _ in range(3):  # what it cancels may wait again
             for each in left:
                 each.cancel()
-            if left:
-                await asyncio.wait(left, timeout=0.05)
+            for _ in range(300):  # turns, and no time, which is another one in each run
+                if all(each.done() for each in left):
+                    break
+                await asyncio.sleep(0)
             left = [each for each in left if not each.done()]
         for _ in range(5):
             await asyncio.sleep(0)
@@ -338,7 +341,7 @@ def run(make_loop, program, *, instrumented):
     finally:
         loop.close()
         gc.enable()
-    gc.collect()  # now asyncio tells of what was never retrieved
+    collect()  # now asyncio tells of what was never retrieved
     return trace, sorted(set(told))
 
 
@@ -392,7 +395,7 @@ def test_a_program_behaves_the_same_and_leaves_nothing_open(make_loop, program):
                 assert all(hop.outcome != "abandoned" for hop in declared.values())
         finally:
             AsyncioInstrumentor().uninstrument()
-            process._process = None
+            end_process()
 
 
 def in_order(program):

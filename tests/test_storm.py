@@ -6,6 +6,7 @@ from storm import truth
 from storm.plan import ALIVE, KILLED, ONWARDS, WAYS, Run, planned
 from storm.running import storm
 from storm.table import table
+from ways_out import PATIENT
 
 SEED = 4
 ALONE = Run(0, "0/0", "sigkill", "alone", "asyncio", 5, 0.0, "hops", hangs=False)
@@ -14,7 +15,7 @@ ALONE = Run(0, "0/0", "sigkill", "alone", "asyncio", 5, 0.0, "hops", hangs=False
 @pytest.mark.processes
 @pytest.mark.timeout(900)
 def test_programs_end_in_every_way_and_nothing_that_is_said_of_them_is_false(tmp_path):
-    found = storm(tmp_path, planned(SEED, len(WAYS)), jobs=3)
+    found = storm(tmp_path, planned(SEED, len(WAYS)), jobs=3, **PATIENT)
     assert {done.run.way for done in found} == set(WAYS)
     assert {done.run.loop for done in found} == {"asyncio", "uvloop"}
     assert {role for done in found for role in done.codes} == {"alone", "user", "planner", "worker"}
@@ -26,10 +27,10 @@ def test_programs_end_in_every_way_and_nothing_that_is_said_of_them_is_false(tmp
 
 
 @pytest.mark.processes
-@pytest.mark.timeout(480)
+@pytest.mark.timeout(600)
 def test_work_that_is_hidden_from_hopwatch_is_found_by_the_storm_to_be_called_settled_falsely(tmp_path):
     run = Run(0, "control/1", "return", "alone", "asyncio", 9, 0.0, "hops", hangs=True)
-    (done,) = storm(tmp_path, [run], HOPWATCH_SERVICE_LOOPS="__main__:r[0-9]*")
+    (done,) = storm(tmp_path, [run], HOPWATCH_SERVICE_LOOPS="__main__:r[0-9]*", **PATIENT)
     assert any("FALSE settled" in each for each in done.faults), done.line()
     assert table([done], SEED).splitlines()[2].startswith("| return | 1 |")
     assert table([done], SEED).splitlines()[2].endswith("| 1 |")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import time
 
 import pytest
@@ -16,6 +15,7 @@ from hopwatch import waits
 from hopwatch.waits import Timers, glance, of_task, timers
 from test_waits import HERE as THERE
 from test_waits import SINCE_311, blocked, finish, line_of, napping, play, stuck
+from ticking import collect
 
 HERE = __file__
 
@@ -167,7 +167,7 @@ def test_a_timer_that_is_made_during_a_tick_is_seen_and_one_that_is_cancelled_is
 
     found = play(main())
     assert [wait.moves for wait in found] == [False, False, True, False, True, False, False]
-    assert found[2].until == pytest.approx(time.time() + 60, abs=5)
+    assert found[2].until == pytest.approx(time.time() + 60, abs=30)
 
 
 def test_what_a_callback_closes_over_may_change_during_a_tick():
@@ -214,7 +214,7 @@ def test_a_timeout_behind_a_context_manager_is_found_on_a_loop_with_few_timers_o
 
     patient, hurried = play(main())
     assert (patient.moves, hurried.moves) == (False, True)
-    assert hurried.until == pytest.approx(time.time() + 60, abs=5)
+    assert hurried.until == pytest.approx(time.time() + 60, abs=30)
 
 
 def test_one_tick_asks_about_tasks_of_several_loops():
@@ -242,7 +242,7 @@ def test_timers_that_were_dropped_keep_nothing_alive():
         return weakref.ref(event)
 
     ref = play(main())
-    gc.collect()
+    collect()
     assert ref() is None
 
 

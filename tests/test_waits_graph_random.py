@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from hopwatch import waits
 from test_waits_graph import Book
+from ticking import collect
 
 LOCKS, SEATS, QUEUES, TASKS = 3, 2, 2, 5
 
@@ -174,6 +175,16 @@ def played(program):
 
 # Tasks in a circle of awaits cannot be cancelled, and what is left of them is collected while it is pending.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(autouse=True)
+def collected():
+    """What is left of them is collected here: in another test it would be that one's failure."""
+    yield
+    for _ in range(3):  # what one collection finishes is gone with the next
+        collect()
+
+
 HURRY = settings(
     max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
 )

@@ -6,8 +6,7 @@ import os
 import threading
 import time
 
-from exported import cascades, fresh
-from hopwatch import process
+from exported import cascades, end_process, fresh
 from hopwatch.instrumentation.asyncio import AsyncioInstrumentor
 from hopwatch.telemetry import Telemetry
 
@@ -80,4 +79,4 @@ def watching(monkeypatch):
         yield watched
     finally:
         AsyncioInstrumentor().uninstrument()
-        process._process = None
+        end_process()

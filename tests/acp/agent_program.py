@@ -26,7 +26,9 @@ def over_the_web():
 
     async def main():
         app = create_asgi_app(lambda connection: _connected(Agent(work), connection))
-        config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", ws="websockets-sansio")
+        config = uvicorn.Config(
+            app, host="127.0.0.1", port=0, log_level="error", ws="websockets-sansio", timeout_keep_alive=120
+        )
         server = uvicorn.Server(config)
         serving = asyncio.create_task(server.serve())
         while not server.started:

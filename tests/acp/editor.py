@@ -50,6 +50,10 @@ async def main(words, *where):
         ending = asyncio.create_task(asyncio.to_thread(sys.stdin.read))
         await asyncio.wait([asking, ending], return_when=asyncio.FIRST_COMPLETED)
         if asking.done():
+            for _ in range(3000):  # the last message may be served after the answer
+                if words != "go" or asking.exception() or len(client.seen) >= 3:
+                    break
+                await asyncio.sleep(0.01)
             how = repr(asking.exception()) if asking.exception() else asking.result().stop_reason
             print(how, [each if isinstance(each, str) else each[0] for each in client.seen], flush=True)
         await ending

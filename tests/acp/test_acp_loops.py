@@ -1,7 +1,6 @@
 """Whose is a connection of the Agent Client Protocol, what does a message wait for at its own end, and what is left when nobody closes it?"""
 
 import asyncio
-import gc
 
 import pytest
 from acp.connection import Connection
@@ -28,7 +27,7 @@ from exported import cascades
 from hopwatch import orphans, process, snapshot
 from hopwatch.instrumentation import acp_links
 from hopwatch.instrumentation.acp import ACPInstrumentor
-from ticking import watching
+from ticking import collect, watching
 
 LEAKS = pytest.mark.skipif(CLOSES, reason="from 0.11 on run_agent closes its connection; ci: may be skipped")
 
@@ -144,6 +143,7 @@ def test_who_awaits_an_answer_says_for_which_method_and_whose_and_moves_by_that_
                 asking = asyncio.create_task(connection.prompt(prompt=[text("go")], session_id="s-1"))
                 await until(lambda: "session/prompt" in watched.open())
                 await until(lambda: len(watched.open()) == 3)
+                await until(lambda: waits_of(asking).what.endswith(": the answer"))
             wait = waits_of(asking)
             (send,) = [hop for hop in watched.ledger.open_hops() if hop.kind == "send"]
             gate.set()
@@ -305,7 +305,7 @@ def test_loops_that_are_collected_before_anybody_looked_are_told_of_all_the_same
         asyncio.get_running_loop().set_exception_handler(lambda _, context: gone.append(context["message"]))
         peer, agent, writer = await cancelled_agent()
         del agent
-        gc.collect()
+        collect()
         assert services() == []
         watched.tick(later=1)
         await peer.close()
@@ -420,7 +420,7 @@ def test_nothing_of_a_connection_is_kept_alive(watched):
         return known
 
     known = run(main)
-    gc.collect()
+    collect()
     assert known() is None
 
 

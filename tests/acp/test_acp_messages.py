@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import gc
 import json
 import weakref
 from collections import Counter, OrderedDict, defaultdict
@@ -17,11 +16,12 @@ from plain_peer import PlainPeer
 
 import acp
 import hopwatch
-from exported import cascades, only_cascade, others, tree, verdict
+from exported import cascades, fresh, only_cascade, others, tree, verdict
 from hopwatch import attributes as names
 from hopwatch import process, propagation
 from hopwatch.instrumentation import acp as instrumentation
 from hopwatch.instrumentation import acp_links, asgi
+from ticking import collect
 
 pytestmark = pytest.mark.usefixtures("acp_instrumented", "empty")
 TRACE_KEYS = {"traceparent", "tracestate", "baggage"}
@@ -385,7 +385,7 @@ def test_baggage_goes_with_a_message_and_is_there_for_its_handler():
 
 def test_nothing_goes_out_where_that_is_switched_off_and_the_verdict_is_up_to_the_peer(monkeypatch):
     monkeypatch.setenv("HOPWATCH_ACP_INJECT", "false")
-    process._process = None
+    fresh()
 
     async def main():
         async with connected(Agent()) as connection:
@@ -639,7 +639,7 @@ def test_a_connection_of_a_class_that_cannot_be_hashed_serves_what_was_written_a
     known = asyncio.run(asyncio.wait_for(main(), 60))
     assert seen == [{"a": 1}]
     assert tree(only_cascade()) == [("task", [("send", [("request", [])])])]
-    gc.collect()
+    collect()
     assert known() is None
     assert process.failures == {}
 
@@ -651,10 +651,10 @@ def test_nothing_is_kept_of_connections_that_are_gone():
                 await hello(connection)
         await all_closed()
 
-    gc.collect()
+    collect()
     before = len(acp_links._connections)
     run(main)
-    gc.collect()
+    collect()
     assert len(acp_links._connections) <= before
 
 

@@ -111,14 +111,17 @@ def send(url, *path):
     return cascade, int(flags, 16) & 1
 
 
-def judged(collector, cascade, wanted):
-    """What the collector says of a cascade once it says what is wanted; it must never say that it is settled otherwise."""
+def judged(collector, cascade, wanted, holds=lambda _: True):
+    """What the collector says of a cascade once it says what is wanted; it must never say that it is settled otherwise.
+
+    A verdict that others come before, such as unknown, may be said before all of it is told: `holds` says when it is.
+    """
     until = time.monotonic() + 120
     while True:
         status, _, body = collector.request("GET", f"/api/cascades/{cascade}")
         if status == 200:
             found = json.loads(body)
-            if found["verdict"] == wanted:
+            if found["verdict"] == wanted and holds(found):
                 return found
             assert found["verdict"] != "settled", found
         assert time.monotonic() < until, (status, body)

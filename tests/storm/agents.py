@@ -125,8 +125,8 @@ async def serve(program, port, to=""):
 
 async def user(program, planner, worker):
     """Ask the planner, among other work, once both agents answer."""
-    until = time.monotonic() + 90
-    async with httpx.AsyncClient(timeout=5) as http:
+    until = time.monotonic() + 100
+    async with httpx.AsyncClient(timeout=60) as http:
         for port in (planner, worker):
             while True:
                 with contextlib.suppress(httpx.HTTPError):

@@ -29,8 +29,10 @@ LASTS_AT_MOST = 150.0
 """Seconds for one run's processes; on a busy machine a start alone takes some."""
 SAID_WITHIN = 90.0
 """Seconds after the last process's end for the verdict: one that is silent is so after 16."""
-SETTLES = 5.0
-"""Seconds for which a verdict has to hold: a black box is found within 2."""
+SETTLES = 8.0
+"""Seconds for which a verdict has to hold: a black box is found within 2, or later by a collector that is given no turn."""
+TERMINATES_WITHIN = 60.0
+"""Seconds that a process has for its end once it was told to; what is killed then is not what its diary says."""
 POLL = 0.1
 
 
@@ -138,7 +140,7 @@ class Storm:
             if run.way in truth.ONWARDS:
                 self.all_said(diary, until)
             else:
-                self.wait(done, [victim], min(until, time.monotonic() + 8))
+                self.wait(done, [victim], min(until, time.monotonic() + 20))
         else:
             done.left = time.monotonic()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -149,8 +151,7 @@ class Storm:
             if process.poll() is None:
                 note(diary, role, "W sigterm")
                 process.terminate()
-        # Who is killed in the end has not told of all of it: on a busy machine an end in order takes a while.
-        self.wait(done, processes.values(), min(until, time.monotonic() + 60))
+        self.wait(done, processes.values(), time.monotonic() + TERMINATES_WITHIN)
 
     def kill_when_stopped(self, victim, processes, done, until):
         """What is stopped is killed; a server is told that all is over if it does not come to it."""
@@ -180,8 +181,8 @@ class Storm:
         done.left = done.left or time.monotonic()
 
     def all_said(self, diary, until):
-        """Wait until no cascade of the run is in flight, at most 30 s: agents have pushes to send still."""
-        until = min(until, time.monotonic() + 30)
+        """Wait until no cascade of the run is in flight, at most 40 s: agents have pushes to send still."""
+        until = min(until, time.monotonic() + 40)
         while time.monotonic() < until:
             found = [self.ask(each) for each in truth.read(diary).cascades.values()]
             if found and all(
@@ -228,7 +229,7 @@ class Storm:
             if (
                 calm
                 or (done.ended and now - done.ended > SAID_WITHIN)
-                or now - began > LASTS_AT_MOST + SAID_WITHIN
+                or now - began > LASTS_AT_MOST + TERMINATES_WITHIN + SAID_WITHIN
             ):
                 break
             time.sleep(POLL)

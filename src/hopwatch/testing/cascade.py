@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 TIMEOUT: Final = 10.0
 """Seconds that is waited for a verdict by default."""
-_START_WITHIN: Final = 20.0
+_START_WITHIN: Final = 60.0
+_ANSWER_WITHIN: Final = 10.0
+"""Seconds that a look may take, even one for which a test has less: its time is about the cascade, not about a busy machine."""
 _STOP_WITHIN: Final = 10.0
 
 
@@ -356,7 +358,7 @@ class Cascade:
 
             def ask(wanted: str, longest: float) -> dict[str, Any]:
                 self._connection.flush()
-                return collector.cascade(wanted, longest)
+                return collector.cascade(wanted, max(longest, _ANSWER_WITHIN))
 
             for sight in watch(ask, self.id, timeout=timeout, until=until, sleep=stop.wait):  # type: ignore[arg-type]
                 if sight.final:
