@@ -118,17 +118,27 @@ for library, release, options in (
     )
 
 
-@nox.session(python=False, tags=["matrix"])
-def rows(session: nox.Session) -> None:
-    """Run the tests that stand for a row of what else hopwatch was run with, in the environment of the tests."""
-    report = tables.report("rows")
-    report.parent.mkdir(exist_ok=True)
-    report.unlink(missing_ok=True)
-    session.run(
-        *(sys.executable, "-m", "pytest", "-q", "-m", "row", "-n", "3", "--dist", "worksteal"),
-        *("-p", "no:cacheprovider", f"--junitxml={report}", "-o", f"junit_suite_name=Python {HERE}", "tests"),
-        silent=True,
-    )
+def with_rows(name: str, extra: str, *options: str) -> None:
+    """Add a session that runs the tests that stand for a row of what else hopwatch was run with."""
+
+    def play(session: nox.Session) -> None:
+        """Run the tests that stand for a row of what else hopwatch was run with."""
+        report = tables.report(name)
+        report.parent.mkdir(exist_ok=True)
+        report.unlink(missing_ok=True)
+        session.install("-q", "-c", "constraints.txt", "-e", f".[{extra}]")
+        session.run(
+            *("pytest", "-q", "-m", "row", "-n", "3", "--dist", "worksteal", "-p", "no:cacheprovider"),
+            *(f"--junitxml={report}", *options),
+            silent=True,
+        )
+
+    nox.session(play, name=name, python=pythons.where(tables.MAIN) or tables.MAIN, tags=["matrix"])
+
+
+with_rows("rows", "test", "--ignore=tests/neighbours", "tests")
+# Some of them act as soon as they are installed.
+with_rows("rows-neighbours", "neighbours", "tests/neighbours")
 
 
 @nox.session(name="tables", python=False, tags=["matrix"])

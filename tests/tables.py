@@ -108,6 +108,9 @@ PLAN = [
     for release in (stories.releases if python == MAIN else stories.everywhere)
 ]
 
+ROWS = ("rows", "rows-neighbours")
+"""The sessions that run what stands for a row of what else hopwatch was run with, on the main Python."""
+
 
 def report(name):
     """Where the report of a session is."""
@@ -149,11 +152,6 @@ def told_of_rows(path):
                 what, which, releases = value.split(" | ", 2)
                 rows.setdefault((what.strip(), which.strip(), releases.strip()), []).append((outcome, why))
     return rows
-
-
-def ran_on(path):
-    """What the session of a report called it: the Python."""
-    return ET.parse(path).getroot().find("testsuite").get("name")
 
 
 # Tables ----------------------------------------------------------------------------------------------------------
@@ -254,8 +252,7 @@ def written(page, name, text):
 def main():
     """Write the tables, or say why not."""
     wrong = [f"there is no report of {run.name}" for run in PLAN if not report(run.name).exists()]
-    if not report("rows").exists():
-        wrong.append("there is no report of the rows")
+    wrong += [f"there is no report of {name}" for name in ROWS if not report(name).exists()]
     if wrong:
         sys.exit("Nothing is written: " + "; ".join(wrong))
     page = PAGE.read_text()
@@ -268,11 +265,11 @@ def main():
             if outcome == "failed"
         ]
         page = written(page, library, table(library, results))
-    rows = told_of_rows(report("rows"))
+    rows = {row: outcomes for name in ROWS for row, outcomes in told_of_rows(report(name)).items()}
     wrong += problems(rows)
     if wrong:
         sys.exit("Nothing is written:\n" + "\n".join(wrong))
-    PAGE.write_text(written(page, "rows", f"{table_of_rows(rows)}\n\nRun on {ran_on(report('rows'))}."))
+    PAGE.write_text(written(page, "rows", f"{table_of_rows(rows)}\n\nRun on Python {MAIN}."))
     print(f"{PAGE.relative_to(ROOT)} is written.")
 
 
