@@ -123,6 +123,10 @@ def agents(running, tmp_path, *kinds, loop="asyncio", timeout=0, **more):
     """Agents that listen, each with what it holds while it asks on. Yields their URLs and their names."""
     program = tmp_path / "agent.py"
     program.write_text(AGENT)
+    more = {
+        "HOPWATCH_REVEAL_AFTER": "1",
+        **more,
+    }  # an item that nobody takes has to become a hop that does not move
     with contextlib.ExitStack() as stack:
         found = [
             stack.enter_context(started(program, loop, kind, str(timeout), url=running.url, **more))

@@ -266,8 +266,7 @@ async def main():
 run(main())
 """,
     )
-    # Nothing else is to become visible, however long a busy machine takes.
-    ended = play(path, "asyncio", url=running.url, HOPWATCH_REVEAL_AFTER="600")
+    ended = play(path, "asyncio", url=running.url)
     (cascade,) = cascades_of(running, ended.name)
     told = {hop["name"]: (hop["outcome"], hop["attributes"]) for hop in cascade["hops"]}
     if sys.version_info >= (3, 11):

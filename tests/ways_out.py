@@ -35,9 +35,14 @@ def ready():
     print("ready", flush=True)
 
 """
-PATIENT = {"PATIENT": "1", "HOPWATCH_SHUTDOWN_TIMEOUT": "60", "OTEL_EXPORTER_OTLP_TIMEOUT": "60"}
+PATIENT = {
+    "PATIENT": "1",
+    "HOPWATCH_SHUTDOWN_TIMEOUT": "60",
+    "OTEL_EXPORTER_OTLP_TIMEOUT": "60",
+    "HOPWATCH_REVEAL_AFTER": "600",
+}
 """How long a program holds up its own end for the collector. By default it is 3 s, and 0.2 s where nothing is pending, and then what
-was not told is lost: on a busy machine a collector takes longer."""
+was not told is lost: on a busy machine a collector takes longer. Nor does what such a machine holds up for a second become a hop."""
 _numbers = itertools.count()
 
 
