@@ -28,7 +28,7 @@ def told(tmp_path):
             ],
             env={**os.environ, "PYTHONPATH": f"{rows.ROOT / 'tests'}:{rows.ROOT / 'src'}"},
             capture_output=True,
-            timeout=110,
+            timeout=280,
             check=False,
         )
         return rows.told(report)
@@ -37,6 +37,7 @@ def told(tmp_path):
 
 
 @pytest.mark.one_python
+@pytest.mark.timeout(300)
 def test_a_row_says_how_many_of_its_tests_passed_were_not_run_or_failed(told):
     found = told("""
         @pytest.mark.row("clients", "httpx", "httpx")
