@@ -10,6 +10,8 @@ import pytest
 import hopwatch
 from hopwatch.starting import INSTRUMENTORS
 
+pytestmark = pytest.mark.timeout(300)
+
 
 def in_a_new_process(source, **environment):
     kept = {
@@ -22,7 +24,7 @@ def in_a_new_process(source, **environment):
         env={**kept, **environment},
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=280,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -29,7 +29,7 @@ def told(tmp_path):
             ],
             env={**os.environ, "PYTHONPATH": f"{tables.ROOT / 'tests'}:{tables.ROOT / 'src'}"},
             capture_output=True,
-            timeout=110,
+            timeout=280,
             check=False,
         )
         return tables.told_of_rows(report)
@@ -38,6 +38,7 @@ def told(tmp_path):
 
 
 @pytest.mark.one_python
+@pytest.mark.timeout(300)
 def test_a_row_says_how_many_of_its_tests_passed_were_not_run_or_failed(told):
     found = told("""
         @pytest.mark.row("clients", "httpx", "httpx")

@@ -43,7 +43,7 @@ def postgresql():
     try:
         made = subprocess.run(
             [programs / "initdb", "--no-sync", "--auth=trust", "--username", name, "--pgdata", data],
-            stdout=subprocess.PIPE, text=True, check=False, timeout=60, **quiet,
+            stdout=subprocess.PIPE, text=True, check=False, timeout=200, **quiet,
         )  # fmt: skip
         assert made.returncode == 0, made.stdout
         with (folder / "log").open("w") as log:

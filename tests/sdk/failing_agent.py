@@ -28,7 +28,7 @@ class Sender:
     async def send_notification(self, *_):
         task = asyncio.current_task()
         if task.get_coro().__qualname__.endswith("._continue_consuming"):
-            asyncio.get_running_loop().call_later(2, gc.collect)
+            asyncio.get_running_loop().call_later(8, gc.collect)
             await asyncio.get_running_loop().create_future()
 
 

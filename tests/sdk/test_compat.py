@@ -50,6 +50,7 @@ def test_a_client_that_speaks_the_older_protocol_to_a_newer_server_is_accounted_
 
 
 @pytest.mark.processes
+@pytest.mark.timeout(400)
 @pytest.mark.skipif(
     not OTHER, reason="ci: may be skipped: HOPWATCH_OTHER_SDK names no environment with another release"
 )
@@ -61,12 +62,15 @@ def test_two_releases_understand_each_other_and_their_cascade_settles_over_both(
 ):
     here, there = launcher(), [str(Path(OTHER).with_name("opentelemetry-instrument")), OTHER]
     serving, asking = (here, there) if asker == "other" else (there, here)
+    left = serving is here and how == "streamed" and left_behind_of_stream(ENGINES[0], binding)
+    # What a busy machine holds up is no hop besides; what the SDK leaves behind is known by how long it takes.
+    shown = {} if left else {"HOPWATCH_REVEAL_AFTER": "3600"}
     cast = Cast(tmp_path)
     try:
         url = start_collector(cast)
 
         def start(name, command, *arguments):
-            environment = {**os.environ, **agent_environment(name, url), "HOPWATCH_BLACKBOX": "off"}
+            environment = {**os.environ, **agent_environment(name, url), **shown, "HOPWATCH_BLACKBOX": "off"}
             with (tmp_path / f"{name}.log").open("w") as log:
                 found = subprocess.Popen(
                     [*command, str(PROGRAM), *arguments],
@@ -85,10 +89,9 @@ def test_two_releases_understand_each_other_and_their_cascade_settles_over_both(
         asked = start("asker", asking, "ask", where, binding, how)
         answer = asked.stdout.readline()
         assert answer, (tmp_path / "asker.log").read_text()
-        assert asked.wait(60) == 0, (tmp_path / "asker.log").read_text()
-        left = serving is here and how == "streamed" and left_behind_of_stream(ENGINES[0], binding)
+        assert asked.wait(120) == 0, (tmp_path / "asker.log").read_text()
         wanted = {"settled", "stalled"} if left else {"settled"}
-        until = time.monotonic() + 60
+        until = time.monotonic() + 120
         seen = {}
         with httpx.Client(base_url=url, timeout=20) as collector:
             while seen.get("verdict") not in wanted:

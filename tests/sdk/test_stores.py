@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import gc
 import sqlite3
 from functools import partial
 
@@ -18,8 +17,10 @@ from test_engines import engines, hop, over, run, until
 import hopwatch
 from exported import cascades, fresh, only_cascade, tree, verdict
 from hopwatch.instrumentation import a2a_results
+from ticking import collect
 
 pytestmark = [
+    pytest.mark.timeout(400),  # the first one has a database server made
     pytest.mark.usefixtures("a2a_instrumented", "empty", "collected"),
     # Who is cancelled in the middle of a statement may leave its connection to the garbage collector.
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
@@ -58,7 +59,7 @@ STORIES = [
 def collected():
     """What a test leaves to the garbage collector is collected at its end."""
     yield
-    gc.collect()
+    collect()
 
 
 @pytest.fixture(scope="module")
