@@ -1237,6 +1237,7 @@ def test_a_server_that_is_started_within_a_cascade_is_no_work_of_it():
 
 FIRST_OF_ALL = """
 import asyncio, grpc
+from concurrent.futures import ThreadPoolExecutor
 import hopwatch
 hopwatch.instrument()
 
@@ -1245,14 +1246,18 @@ async def main():
         server = grpc.aio.server()
         server.add_insecure_port("127.0.0.1:0")
         await server.start()
+        of_threads = grpc.server(ThreadPoolExecutor(1))
+        of_threads.add_insecure_port("127.0.0.1:0")
+        of_threads.start()
     print(hopwatch.pending())
     await server.stop(None)
+    of_threads.stop(None).wait()
 
 asyncio.run(main())
 """
 
 
-def test_the_thread_by_which_grpc_polls_is_no_work_of_the_cascade_that_uses_grpc_first():
+def test_the_threads_by_which_grpc_polls_and_serves_are_no_work_of_the_cascade_that_uses_it_first():
     done = subprocess.run(
         [sys.executable, "-c", FIRST_OF_ALL], capture_output=True, text=True, timeout=100, check=False
     )

@@ -43,6 +43,7 @@ KNOWN: Final = (
     "sse_starlette.*:_shutdown_watcher",
     "hypercorn.*:*_lifespan*",
     "grpc.*:*poll*",
+    "grpc._server:_serve",
     "grpc.*:_actor*",
     "aiohttp.*:*_close_wait*",
     "aiohttp.web_protocol:RequestHandler.start",
