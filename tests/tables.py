@@ -1,6 +1,6 @@
 """What goes into the tables of docs/compatibility.md? What the reports say that the sessions of `noxfile.py` leave.
 
-    python tests/tables.py          writes the tables anew, unless a report is missing or tells of a failure
+    python tests/tables.py          prints the tables, and writes them anew unless a report is missing or tells of a failure
 
 A row of the last table is a mark of the tests that stand for it, `@pytest.mark.row(what, which, *distributions)`; the distributions are those whose
 releases the table names. Of a row whose tests were all skipped the table says why.
@@ -250,7 +250,7 @@ def written(page, name, text):
 
 
 def main():
-    """Write the tables, or say why not."""
+    """Print the tables, and write them or say why not."""
     wrong = [f"there is no report of {run.name}" for run in PLAN if not report(run.name).exists()]
     wrong += [f"there is no report of {name}" for name in ROWS if not report(name).exists()]
     if wrong:
@@ -264,12 +264,16 @@ def main():
             for name, outcome in outcomes.items()
             if outcome == "failed"
         ]
-        page = written(page, library, table(library, results))
+        text = table(library, results)
+        print(text, end="\n\n")
+        page = written(page, library, text)
     rows = {row: outcomes for name in ROWS for row, outcomes in told_of_rows(report(name)).items()}
+    text = table_of_rows(rows)
+    print(text, end="\n\n")
     wrong += problems(rows)
     if wrong:
         sys.exit("Nothing is written:\n" + "\n".join(wrong))
-    PAGE.write_text(written(page, "rows", f"{table_of_rows(rows)}\n\nRun on Python {MAIN}."))
+    PAGE.write_text(written(page, "rows", f"{text}\n\nRun on Python {MAIN}."))
     print(f"{PAGE.relative_to(ROOT)} is written.")
 
 
