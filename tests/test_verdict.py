@@ -226,7 +226,7 @@ def test_a_peer_whose_sampler_drops_the_trace_is_named():
         hop(1, kind="send", peer="instrumented", peer_hop=ident(2), peer_sampled=False, peer_name="b:80")
     )
     assert found.verdict == "unknown"
-    assert "b:80 drops this trace by its sampler" in found.reason
+    assert "b:80 does not record this trace (its sampler drops it" in found.reason
 
 
 def test_a_full_ledger_is_unknown():

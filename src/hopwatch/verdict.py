@@ -315,7 +315,7 @@ def _missing(
             )
         if hop.peer_hop is not None and hop.peer_hop not in hops:
             if hop.peer_sampled is False:
-                sentence = f"{hop.peer_name or 'the peer'} drops this trace by its sampler, so what {describe(hop)} handed to it is not recorded"
+                sentence = f"{hop.peer_name or 'the peer'} does not record this trace (its sampler drops it, or it has no OpenTelemetry SDK set up), so what {describe(hop)} handed to it is not known"
                 out.append(Missing("sampled", hop.id, hop.peer_hop, sentence))
             else:
                 sentence = f"{describe(hop)} was promised hop {hop.peer_hop} by {hop.peer_name or 'its peer'}, and it has not come"

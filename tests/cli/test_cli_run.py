@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -395,3 +396,37 @@ def test_what_a_killed_program_had_open_is_read_from_its_black_box(program, tmp_
     assert done.returncode == 17
     assert "1 thing was pending" in done.stderr, done.stderr
     assert "task stocktaking" in done.stderr
+
+
+@pytest.fixture
+def plain_python(tmp_path):
+    """An environment without hopwatch, or anything else."""
+    folder = tmp_path / "another"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True, timeout=100)
+    return str(folder / "bin" / "python")
+
+
+@pytest.mark.processes
+def test_a_python_without_hopwatch_is_not_run_unseen(plain_python, program):
+    path = f"{Path(plain_python).parent}:{os.environ['PATH']}"
+    done = ran("--", "python", program("print('ran')"), PATH=path, PYTHONPATH="")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        f"Error: {plain_python} has no hopwatch, so nothing would be told of the program. Activate the environment that has it, "
+        f"or name its Python: {sys.executable}\n"
+    )
+
+
+@pytest.mark.processes
+def test_a_command_that_is_beside_hopwatch_and_not_on_the_path_is_named(tmp_path):
+    done = ran("--", "hopwatch", "doctor", PATH=str(tmp_path))
+    beside = Path(sys.executable).with_name("hopwatch")
+    assert done.returncode == 127
+    assert f"There is {beside}: activate its environment, or name it so." in done.stderr
+
+
+@pytest.mark.processes
+def test_a_setting_that_cannot_be_used_is_told_before_the_program_begins(program):
+    done = ran("--", sys.executable, program("print('ran')"), HOPWATCH_DETAIL="lots")
+    assert (done.returncode, done.stdout) == (0, "ran\n")
+    assert done.stderr == "hopwatch: HOPWATCH_DETAIL is 'lots'; it is hops or all. hops is used.\n"

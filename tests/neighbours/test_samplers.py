@@ -54,9 +54,9 @@ def test_what_an_agent_does_whose_sampler_drops_it_is_unknown_and_the_agent_is_n
     found, urls = cast
     said = judged(
         found, send(urls["usual"], urls["off"])[0], "unknown",
-        lambda said: kinds(said) == of("usual", sends=True) and "drops this trace" in said["reason"],
+        lambda said: kinds(said) == of("usual", sends=True) and "does not record this trace" in said["reason"],
     )  # fmt: skip
-    assert "drops this trace by its sampler" in said["reason"]
+    assert "does not record this trace (its sampler drops it" in said["reason"]
     assert urls["off"].rpartition("//")[2].rstrip("/") in said["reason"]
 
 

@@ -6,6 +6,7 @@ Nothing is imported here, so that `hopwatch.cli.picture` can be used without the
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 
 
 def main() -> None:
@@ -14,16 +15,14 @@ def main() -> None:
         from hopwatch.cli.run import main as launch  # noqa: PLC0415 - each command loads what it needs
 
         launch()
-    try:
-        import httpx  # noqa: F401, PLC0415
-        import rich  # noqa: F401, PLC0415 - the commands load it only when they draw
-
-        from hopwatch.cli.commands import run  # noqa: PLC0415 - an agent has the script without the extra
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] not in ("click", "rich", "httpx"):
-            raise
+    # An agent has the script without the extra, and may have some of what that brings.
+    missing = [name for name in ("click", "httpx", "rich") if find_spec(name) is None]
+    if missing:
         sys.stderr.write(
-            f"Error: the command line needs {error.name}, which is not installed. Remedy: pip install 'hopwatch[collector]', or '.[collector]' in a checkout\n"
+            f"Error: the command line needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed. "
+            "Remedy: pip install 'hopwatch[collector]', or '.[collector]' in a checkout\n"
         )
         sys.exit(1)
+    from hopwatch.cli.commands import run  # noqa: PLC0415 - each command loads what it needs
+
     run()

@@ -17,6 +17,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 from importlib import metadata
@@ -47,6 +48,10 @@ _FROM_THE_KERNEL: Final = 0x80
 """`si_code` of a signal that a terminal sent: to all of its foreground process group, the program among them."""
 _SERVERS: Final = frozenset({"uvicorn", "hypercorn", "gunicorn", "granian", "daphne"})
 """Programs that run `module:application`; the module is a better name for an agent than theirs."""
+_PYTHON: Final = re.compile(r"(python|pypy)[0-9.]*t?(\.exe)?")
+"""What interpreters are called."""
+_NOT_THERE: Final = 3
+"""What a Python ends with that is asked for hopwatch and has none."""
 _WITH_VALUE: Final = frozenset({"-W", "-X", "--check-hash-based-pycs"})
 """Options of Python that take the next argument as their value."""
 _EXPORTERS: Final = {
@@ -75,7 +80,7 @@ def service_name(command: Sequence[str]) -> str:
     """
     program = os.path.basename(command[0])  # noqa: PTH119 - compared as text
     rest = list(command[1:])
-    if re.fullmatch(r"(python|pypy)[0-9.]*t?(\.exe)?", program):
+    if _PYTHON.fullmatch(program):
         while rest:
             given = rest.pop(0)
             if given == "-m" and rest:
@@ -173,6 +178,12 @@ def find(command: Sequence[str]) -> str:
             f"{plain(name)} cannot be executed. Start it with its interpreter, as in `hopwatch run -- python {plain(name)}`.",
             NOT_EXECUTABLE,
         )
+    beside = shutil.which(name, path=os.path.dirname(sys.executable))  # noqa: PTH120 - as given to a shell
+    if beside is not None:
+        raise RunError(
+            f"there is no command {plain(name)!r} on the path. There is {plain(beside)}: activate its environment, or name it so.",
+            NOT_FOUND,
+        )
     raise RunError(
         f"there is no command {plain(name)!r}. What is run is a program with its arguments, as in `hopwatch run -- python agent.py`.",
         NOT_FOUND,
@@ -180,12 +191,13 @@ def find(command: Sequence[str]) -> str:
 
 
 def check_installed(environment: Mapping[str, str], program: str) -> None:
-    """Look whether launcher and exporter are there, if the program runs in this Python's environment.
+    """Look whether launcher and exporter are there, if the program runs in this Python's environment; and whether another Python has hopwatch.
 
     Raises:
-        RunError: one of them is missing. The message names the extra that brings it.
+        RunError: one of them is missing. The message names the extra that brings it, or the Python that has hopwatch.
     """
     if os.path.dirname(os.path.abspath(program)) != os.path.dirname(os.path.abspath(sys.executable)):  # noqa: PTH100, PTH120 - links stay as they are
+        _check_other(program)
         return  # its packages are not those that can be seen from here
     needed = ["opentelemetry-instrumentation", "opentelemetry-distro"]
     chosen = {each.strip() for each in environment.get("OTEL_TRACES_EXPORTER", "").split(",")}
@@ -206,6 +218,25 @@ def check_installed(environment: Mapping[str, str], program: str) -> None:
                 "Remedy: pip install 'hopwatch[otlp]'",
                 1,
             ) from None
+
+
+def _check_other(program: str) -> None:
+    """Ask a Python that is not this one's environment whether it has hopwatch: without, the program would run and nobody see it."""
+    if not _PYTHON.fullmatch(os.path.basename(program)):  # noqa: PTH119 - compared as text
+        return
+    asks = f"import importlib.util, sys; sys.exit({_NOT_THERE} if importlib.util.find_spec('hopwatch') is None else 0)"
+    try:
+        answer = subprocess.run(  # noqa: S603 - what the user wants run, which is asked a question first
+            [program, "-c", asks], capture_output=True, stdin=subprocess.DEVNULL, timeout=20, check=False
+        ).returncode
+    except (OSError, subprocess.TimeoutExpired):
+        return  # then it says itself what is wrong with it
+    if answer == _NOT_THERE:
+        raise RunError(
+            f"{plain(program)} has no hopwatch, so nothing would be told of the program. Activate the environment that has it, "
+            f"or name its Python: {plain(sys.executable)}",
+            1,
+        )
 
 
 # The program -----------------------------------------------------------------------------------------------------
@@ -433,6 +464,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         except TokenError as error:
             raise RunError(f"{VARIABLE}: {error}.", 2) from None
         check_installed(os.environ, find(command))
+        _tell_of_settings()
         if options.drain is not None:
             os.environ["HOPWATCH_DRAIN"] = f"{options.drain:g}"
         if not options.gate and options.report is None:
@@ -441,6 +473,14 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except RunError as error:
         _say(str(error))
         sys.exit(error.code)
+
+
+def _tell_of_settings() -> None:
+    """Say which settings cannot be used. The program's log may be set up only after hopwatch has read them."""
+    from hopwatch.process import read_settings  # noqa: PLC0415 - slow to import
+
+    for problem in read_settings().problems:
+        sys.stderr.write(f"hopwatch: {plain(problem)}.\n")
 
 
 def _watch(command: list[str], path: str | None, *, gate: bool) -> NoReturn:
