@@ -96,8 +96,11 @@ class Stage:
             if outcome.verdict == "settled" and outcome.lag is not None
             else ""
         )
+        last = outcome.history[-1][1] if outcome.history else outcome.verdict
+        # What is planted may be undone while it is watched; what is shown is what was to be seen until then.
+        then = f", as shown above, and {last} in the end" if last != outcome.verdict else ""
         if outcome.problem is None:
-            self._say(f"As it must be: {outcome.verdict}{times}{lag}.")
+            self._say(f"As it must be: {outcome.verdict}{times}{lag}{then}.")
         else:
             self._say(f"Not as it must be ({outcome.expected}): {outcome.problem}.")
 
