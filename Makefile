@@ -59,6 +59,7 @@ storm: $(VENV)/.test
 
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/asyncio_hooks.py
+	$(if $(shell command -v valgrind),$(BIN)/python benchmarks/instructions.py,@echo "valgrind is not installed: instructions are not counted")
 	$(BIN)/python benchmarks/blackbox.py
 	$(BIN)/python benchmarks/a2a_messages.py
 	$(BIN)/python benchmarks/cascades.py

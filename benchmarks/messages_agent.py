@@ -40,8 +40,9 @@ class Executor(AgentExecutor):
         await TaskUpdater(event_queue, context.task_id, context.context_id).cancel()
 
 
-async def main(port: int, grpc_port: int, legacy_grpc_port: int) -> None:
-    card = AgentCard(
+def card_of(port: int) -> AgentCard:
+    """What the agent says of itself."""
+    return AgentCard(
         name="worker",
         version="1",
         description="answers",
@@ -55,6 +56,10 @@ async def main(port: int, grpc_port: int, legacy_grpc_port: int) -> None:
         default_output_modes=["text/plain"],
         skills=[AgentSkill(id="work", name="work", description="works", tags=["benchmark"])],
     )
+
+
+async def main(port: int, grpc_port: int, legacy_grpc_port: int) -> None:
+    card = card_of(port)
     executor = Executor()
     routes = create_agent_card_routes(card)
     servers = []

@@ -43,7 +43,8 @@ def spanning_the_executor(made: object, executors: set[type]) -> object:
     return with_executor
 
 
-def main() -> None:
+def span_everything() -> None:
+    """Put a span around each send, request and execution of the SDK."""
     from a2a.client.transports.grpc import GrpcTransport
     from a2a.client.transports.jsonrpc import JsonRpcTransport
     from a2a.client.transports.rest import RestTransport
@@ -55,6 +56,10 @@ def main() -> None:
     for handler in (DefaultRequestHandler, LegacyRequestHandler):
         handler.on_message_send = spanned("request", trace.SpanKind.SERVER, handler.on_message_send)
         handler.__init__ = spanning_the_executor(handler.__init__, executors)
+
+
+def main() -> None:
+    span_everything()
     sys.argv = sys.argv[1:]
     sys.path.insert(0, str(Path(sys.argv[0]).parent))
     runpy.run_path(sys.argv[0], run_name="__main__")
