@@ -48,74 +48,44 @@ def install(session: nox.Session, library: str, release: str) -> None:
     session.install("-q", "-c", str(pins), f"{first}=={release}", *others, "-e", f"{ROOT}[collector,otlp]")
 
 
-def with_older(version: str, name: str, python: str | None) -> str:
-    """Add the session that makes the environment of the older release; returns its name."""
+def new_report(name: str) -> Path:
+    """Where a session is about to leave its report; what an earlier run left there is gone."""
+    report = tables.report(name)
+    report.parent.mkdir(exist_ok=True)
+    report.unlink(missing_ok=True)
+    return report
+
+
+def with_older(where: str, version: str, python: str) -> None:
+    """Add the session that makes the environment of the older release."""
 
     def make(session: nox.Session) -> None:
         """Make the environment with the older engine whose agents those of another release speak with."""
         install(session, "a2a-sdk", tables.OLDER)
         _older[version] = str(Path(session.bin) / "python")
 
-    nox.session(make, name=name, python=python or version, default=False)
-    return name
+    nox.session(make, name=f"older-{where}", python=python, default=False)
 
 
-def with_stories(
-    run: tables.Run, name: str, python: str | None, tag: str, requires: str, *options: str
-) -> None:
+def with_stories(run: tables.Run, where: str, python: str, tag: str, *options: str) -> None:
     """Add the session that runs the stories with one release of a library on one Python."""
+    name = f"{run.library}-{run.release}-{where}"
+    # Agents of each release of a2a-sdk are tried together with those of the older one.
+    with_another = run.library == "a2a-sdk" and run.release != tables.OLDER
 
     def play(session: nox.Session) -> None:
         """Run the stories with this release, on this Python."""
-        report = tables.report(name)
-        report.parent.mkdir(exist_ok=True)
-        report.unlink(missing_ok=True)
+        report = new_report(name)
         install(session, run.library, run.release)
         session.run(
             *("pytest", "-q", "-n", "2", "--maxfail", "20", "--timeout", "180", "-W", "default"),
             *("-p", "no:cacheprovider", f"--junitxml={report}", tables.STORIES[run.library].folder, *options),
-            env={"HOPWATCH_OTHER_SDK": _older[run.python]} if requires else {},
+            env={"HOPWATCH_OTHER_SDK": _older[run.python]} if with_another else {},
             silent=True,
         )
 
-    nox.session(
-        play, name=name, python=python or run.python, tags=[tag], requires=[requires] if requires else []
-    )
-
-
-def speaks_with_older(run: tables.Run) -> bool:
-    """Whether agents of this release are tried together with those of the older one."""
-    return run.library == "a2a-sdk" and run.release != tables.OLDER
-
-
-found = {version: pythons.where(version) for version in {run.python for run in tables.PLAN}}
-"""Where each Python is; nox leaves out what is to run on one that is not here, and says so."""
-for version in sorted({run.python for run in tables.PLAN if speaks_with_older(run)}):
-    with_older(version, f"older-py{version}", found[version])
-for each in tables.PLAN:
-    with_stories(
-        each,
-        each.name,
-        found[each.python],
-        "matrix",
-        f"older-py{each.python}" if speaks_with_older(each) else "",
-    )
-
-with_older(HERE, "older-here", sys.executable)
-for library, release, options in (
-    ("a2a-sdk", tables.OLDER, [WITHOUT_DATABASES]),
-    ("a2a-sdk", "1.0.0", [WITHOUT_DATABASES]),
-    ("agent-client-protocol", "0.8.1", []),
-):
-    each = tables.Run(library, release, HERE)
-    with_stories(
-        each,
-        f"{library}-{release}-here",
-        sys.executable,
-        "thin",
-        "older-here" if speaks_with_older(each) else "",
-        *options,
-    )
+    requires = [f"older-{where}"] if with_another else []
+    nox.session(play, name=name, python=python, tags=[tag], requires=requires)
 
 
 def with_rows(name: str, extra: str, *options: str) -> None:
@@ -123,9 +93,7 @@ def with_rows(name: str, extra: str, *options: str) -> None:
 
     def play(session: nox.Session) -> None:
         """Run the tests that stand for a row of what else hopwatch was run with."""
-        report = tables.report(name)
-        report.parent.mkdir(exist_ok=True)
-        report.unlink(missing_ok=True)
+        report = new_report(name)
         session.install("-q", "-c", "constraints.txt", "-e", f".[{extra}]")
         session.run(
             *("pytest", "-q", "-m", "row", "-n", "3", "--dist", "worksteal", "-p", "no:cacheprovider"),
@@ -133,8 +101,23 @@ def with_rows(name: str, extra: str, *options: str) -> None:
             silent=True,
         )
 
-    nox.session(play, name=name, python=pythons.where(tables.MAIN) or tables.MAIN, tags=["matrix"])
+    nox.session(play, name=name, python=found[tables.MAIN], tags=["matrix"])
 
+
+found = {version: pythons.where(version) or version for version in (tables.MAIN, *tables.OTHERS)}
+"""Where each Python is; nox leaves out what is to run on one that is not here, and says so."""
+for version, python in found.items():
+    with_older(f"py{version}", version, python)
+for each in tables.PLAN:
+    with_stories(each, f"py{each.python}", found[each.python], "matrix")
+
+with_older("here", HERE, sys.executable)
+for library, release, options in (
+    ("a2a-sdk", tables.OLDER, [WITHOUT_DATABASES]),
+    ("a2a-sdk", "1.0.0", [WITHOUT_DATABASES]),
+    ("agent-client-protocol", "0.8.1", []),
+):
+    with_stories(tables.Run(library, release, HERE), "here", sys.executable, "thin", *options)
 
 with_rows("rows", "test", "--ignore=tests/neighbours", "tests")
 # Some of them act as soon as they are installed.

@@ -106,14 +106,14 @@ async def messages(count):
 
 def run(case, variant, count):
     """Repeat one variant of one case in this process."""
+    if not variant.startswith(("bare", "a done callback")):
+        provide()
     hopwatched = variant in ("outside a hop", "inside a hop", "hopwatch")
     if variant == "three plain spans":
         from three_spans import span_everything
 
-        provide()
         span_everything()
     if hopwatched:
-        provide()
         from hopwatch.instrumentation.asyncio import AsyncioInstrumentor
 
         AsyncioInstrumentor().instrument()

@@ -86,10 +86,11 @@ def card_of(url, binding, version="1.0"):
 
 
 @contextlib.asynccontextmanager
-async def served(app):
+async def served(app, parser="auto"):
+    """Serve an application by uvicorn, with one of its parsers of HTTP; gives its URL."""
     # By default it closes a connection after 5 s at rest, which a client may be about to use just then.
     config = uvicorn.Config(
-        app, host="127.0.0.1", port=0, log_level="error", lifespan="off", timeout_keep_alive=120
+        app, host="127.0.0.1", port=0, log_level="error", lifespan="off", timeout_keep_alive=120, http=parser
     )
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve())

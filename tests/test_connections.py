@@ -8,7 +8,6 @@ import subprocess
 import sys
 
 import pytest
-import uvicorn
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Route
@@ -17,7 +16,7 @@ from exported import cascades, fresh, tree, verdict
 from hopwatch import process
 from hopwatch.instrumentation.a2a import A2AInstrumentor
 from hopwatch.instrumentation.asyncio import AsyncioInstrumentor
-from test_a2a import agent, over
+from test_a2a import agent, over, served
 
 LARGE = 300_000
 """Bytes of a body that a server stops reading in the middle of: the request's own code then lets it go on."""
@@ -89,25 +88,8 @@ async def webhooks(parser):
         return JSONResponse({})
 
     app = Starlette(routes=[Route("/hook", webhook, methods=["POST"])])
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app,
-            host="127.0.0.1",
-            port=0,
-            log_level="error",
-            lifespan="off",
-            http=parser,
-            timeout_keep_alive=120,
-        )
-    )
-    serving = asyncio.create_task(server.serve())
-    while not server.started:
-        await asyncio.sleep(0.005)
-    try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        await serving
+    async with served(app, parser) as url:
+        yield url
 
 
 @pytest.mark.parametrize("parser", ["h11", "httptools"])

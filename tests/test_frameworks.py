@@ -10,7 +10,6 @@ import httpx
 import hypercorn.asyncio
 import hypercorn.config
 import pytest
-import uvicorn
 from a2a.server.request_handlers import DefaultRequestHandler
 from a2a.server.routes import create_jsonrpc_routes
 from a2a.server.tasks import (
@@ -24,7 +23,7 @@ from starlette.routing import Mount, Route, Router
 
 from exported import only_cascade, tree, verdict
 from hopwatch import process
-from test_a2a import Executor, answers, card_of, client, complete, over, request
+from test_a2a import Executor, answers, card_of, client, complete, over, request, served
 
 pytestmark = pytest.mark.usefixtures("a2a_instrumented", "empty")
 
@@ -109,29 +108,6 @@ FRAMEWORKS = {
 
 
 @contextlib.asynccontextmanager
-async def by_uvicorn(app, parser):
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app,
-            host="127.0.0.1",
-            port=0,
-            log_level="error",
-            lifespan="off",
-            http=parser,
-            timeout_keep_alive=120,
-        )
-    )
-    serving = asyncio.create_task(server.serve())
-    while not server.started:
-        await asyncio.sleep(0.005)
-    try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        await serving
-
-
-@contextlib.asynccontextmanager
 async def by_hypercorn(app, _parser):
     config = hypercorn.config.Config()
     config.bind = ["127.0.0.1:0"]
@@ -159,8 +135,8 @@ async def by_hypercorn(app, _parser):
 
 
 SERVERS = {
-    "uvicorn, h11": (by_uvicorn, "h11"),
-    "uvicorn, httptools": (by_uvicorn, "httptools"),
+    "uvicorn, h11": (served, "h11"),
+    "uvicorn, httptools": (served, "httptools"),
     "hypercorn": (by_hypercorn, ""),
 }
 
@@ -362,7 +338,7 @@ def test_what_an_application_returns_reaches_its_server(parser):
         return "oops"
 
     async def story():
-        async with by_uvicorn(app, parser) as url:
+        async with served(app, parser) as url:
             logging.getLogger("uvicorn.error").addHandler(heard)
             host, port = url.removeprefix("http://").split(":")
             for headers in ("", f"tracestate: {carrying(1)[0][1].decode()}\r\n"):

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from collector.telling import collector
+from ways_out import PATIENT
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(480)]
 
@@ -148,9 +149,7 @@ def environment(how, when, running, folder):
     }
     told |= {"HOW": how, "WHEN": when, "COLLECTOR": running.url}
     # On a busy machine any task may take the second after which it is told of as a hop besides, and the collector as long as it likes.
-    told |= {
-        "HOPWATCH_REVEAL_AFTER": "3600", "HOPWATCH_SHUTDOWN_TIMEOUT": "60", "OTEL_EXPORTER_OTLP_TIMEOUT": "60",
-    }  # fmt: skip
+    told |= PATIENT
     # Contrib's own import what they instrument.
     told["OTEL_PYTHON_DISABLED_INSTRUMENTATIONS"] = (
         "asyncio,httpx,starlette,fastapi,asgi,grpc_client,grpc_server,grpc_aio_client,grpc_aio_server"

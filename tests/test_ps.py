@@ -15,6 +15,7 @@ import pytest
 
 from hopwatch import inspect_socket, state_folder
 from hopwatch.cli import ps
+from waiting import until
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
 
@@ -84,17 +85,6 @@ def end(process):
     process.wait()
     process.stdout.close()
     process.stdin.close()
-
-
-def until(found, seconds=60):
-    """What is found, as soon as it is true."""
-    end_at = time.monotonic() + seconds
-    while True:
-        value = found()
-        if value:
-            return value
-        assert time.monotonic() < end_at, found
-        time.sleep(0.01)
 
 
 def sockets(folder):

@@ -242,14 +242,3 @@ def tell_many(running, count, *, open_ones=50):
             part.append(one)
         tell(running, part)
     return cascade
-
-
-def wait_for(what, seconds=60.0):
-    """The first thing that is true of what `what` gives."""
-    until = time.monotonic() + seconds
-    while True:
-        found = what()
-        if found:
-            return found
-        assert time.monotonic() < until, what
-        time.sleep(0.02)

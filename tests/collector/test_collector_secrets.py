@@ -16,6 +16,7 @@ from guarded import token_file
 
 from hopwatch.cli import ps
 from hopwatch.demo.run import AGENTS, Cast, agent_environment, free_ports, launcher, wait_for_card
+from waiting import until
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(480)]
 
@@ -31,16 +32,6 @@ TALKATIVE = {
     },
     "HOPWATCH_DETAIL": "all",
 }
-
-
-def until(found, seconds=60):
-    end = time.monotonic() + seconds
-    while True:
-        it = found()
-        if it:
-            return it
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def kept(*folders):

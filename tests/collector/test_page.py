@@ -18,12 +18,12 @@ from browsing import (
     tell_cascade,
     tell_deadlock,
     tell_many,
-    wait_for,
 )
 from telling import PLANNER, SECOND, WORKER, collector, end, heartbeat, opened, trace
 
 from hopwatch import attributes as names
 from hopwatch.demo.run import free_ports
+from waiting import until
 
 pytestmark = [pytest.mark.one_python, pytest.mark.processes, pytest.mark.timeout(480)]
 
@@ -77,7 +77,7 @@ def test_a_cascade_is_listed_and_drawn_with_its_verdict(page, running, verdict):
     row.locator(f".badge[data-verdict={verdict}]").wait_for()
     known = running.get(f"/api/cascades/{cascade}")
     assert known["verdict"] == verdict
-    wait_for(lambda: known["reason"][:60] in row.locator(".reason").inner_text())
+    until(lambda: known["reason"][:60] in row.locator(".reason").inner_text())
     assert "planner, worker" in row.locator(".agents").inner_text()
     row.locator("a").click()
     it.locator(f"h1 .badge[data-verdict={verdict}]").wait_for()
@@ -126,17 +126,17 @@ def test_filters_by_verdict_agent_and_text_and_orders_by_the_oldest_open(page, r
             "links => links.map((each) => each.getAttribute('href').slice(-32))"
         )
 
-    wait_for(lambda: listed() == [over, newer, older])
+    until(lambda: listed() == [over, newer, older])
     it.get_by_label("Order").select_option("open")
-    wait_for(lambda: listed() == [older, newer, over])
+    until(lambda: listed() == [older, newer, over])
     it.get_by_role("checkbox", name="in flight").check()
-    wait_for(lambda: listed() == [older, newer])
+    until(lambda: listed() == [older, newer])
     it.get_by_label("Text").fill("second nowhere")
-    wait_for(lambda: listed() == [])
+    until(lambda: listed() == [])
     it.get_by_label("Text").fill("SECOND")
-    wait_for(lambda: listed() == [newer])
+    until(lambda: listed() == [newer])
     it.reload()  # what was chosen stands in the address
-    wait_for(lambda: listed() == [newer])
+    until(lambda: listed() == [newer])
     assert it.get_by_label("Agent").input_value() == "filtered"
 
 
@@ -154,8 +154,8 @@ def test_a_bar_grows_while_its_hop_runs_and_stands_when_it_ends(page, running):
         found = re.search(r"open for (\d+) s", times.inner_text())
         return int(found[1]) if found else 0
 
-    first = wait_for(age)
-    wait_for(lambda: age() > first)
+    first = until(age)
+    until(lambda: age() > first)
     tell(running, [{**end(cascade, "6" * 16, kind="request", at=begun), "end": begun + 2 * SECOND}])
     it.locator("h1 .badge[data-verdict=settled]").wait_for()
     assert "took 2.0 s" in times.inner_text()
@@ -187,9 +187,9 @@ def test_the_side_panel_tells_what_a_hop_waits_on_and_where_its_trace_is(page, r
         panel.locator("a.trace").get_attribute("href") == f"https://traces.example/trace/{cascade}?span={hop}"
     )
     panel.get_by_role("button", name="Copy the hop's id").click()
-    wait_for(lambda: it.evaluate("navigator.clipboard.readText()") == hop)
+    until(lambda: it.evaluate("navigator.clipboard.readText()") == hop)
     panel.get_by_text("request of worker").click()
-    wait_for(lambda: "request it" in it.locator("#panel-title").inner_text())
+    until(lambda: "request it" in it.locator("#panel-title").inner_text())
 
 
 def test_a_deadlock_is_drawn_as_the_cycle_that_it_is(page, running):
@@ -271,7 +271,7 @@ def test_a_page_that_loses_the_collector_says_so_and_catches_up(browser, tmp_pat
                 return it.locator(".times").inner_text() == said
 
             # Nobody knows whether it is still open: from the next look on its age does.
-            wait_for(stands_still)
+            until(stands_still)
             with collector(store, "--port", str(port)) as second:
                 it.locator("#link[data-link=live]").wait_for()
                 work = f"{int(cascade[:16], 16) ^ 1:016x}"
@@ -326,14 +326,14 @@ def test_everything_can_be_reached_by_keyboard_alone(page, running):
     press("ArrowRight")
     assert focused() == work
     press("Enter")
-    wait_for(lambda: focused() == "panel-title")
+    until(lambda: focused() == "panel-title")
     assert it.url.endswith(f"/hop/{work}")
     tell_cascade(
         running, "stalled", cascade=cascade, agent="keyboard"
     )  # a change does not take the focus away
     press("Tab")
     press("Escape")
-    wait_for(lambda: focused() == work)
+    until(lambda: focused() == work)
     assert it.locator(".panel").is_hidden()
 
 
@@ -432,7 +432,7 @@ def test_all_of_10000_hops_can_be_listed_and_a_change_touches_only_its_own_row(p
     )
     assert it.evaluate("window.row.dataset.look") == "lit"
     tell(running, [end(cascade, "0000000000000001", parent="e" * 16, kind="task")])
-    wait_for(lambda: it.evaluate("window.row.dataset.look === 'finished'"))
+    until(lambda: it.evaluate("window.row.dataset.look === 'finished'"))
     longest = it.evaluate("Math.max(...window.frames_)")
     with capsys.disabled():
         print(f"\n10,000 hops in the list: with a change the longest frame was {longest:.0f} ms")

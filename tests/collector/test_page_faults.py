@@ -10,11 +10,12 @@ import threading
 import time
 
 import pytest
-from browsing import chromium, looking, wait_for
+from browsing import chromium, looking
 from sitting import sit
 
 from hopwatch.demo.faults import FAULTS, worker_reads
 from hopwatch.demo.run import play
+from waiting import until
 
 pytestmark = [pytest.mark.one_python, pytest.mark.processes, pytest.mark.timeout(600)]
 
@@ -164,7 +165,7 @@ def on_the_page(browser, url, cascade, verdict, look):
         row = page.locator(f"li.cascade:has(a[href='#/cascade/{cascade}'])")
         row.locator(f".badge[data-verdict={verdict}]").wait_for()
         # Each is there as soon as it has told of itself, which may be after the verdict.
-        wait_for(
+        until(
             lambda: all(
                 agent in row.locator(".agents").inner_text() for agent in ("user", "frontdesk", "planner")
             )
@@ -174,14 +175,14 @@ def on_the_page(browser, url, cascade, verdict, look):
         page.locator("g.hop").first.wait_for()
         sight = Sight(page, url)
         lanes = ["user", "frontdesk", "planner", *(() if verdict == "unknown" else ("worker",))]
-        wait_for(lambda: [lane.split(",")[0] for lane in sight.lanes() if "not seen" not in lane] == lanes)
+        until(lambda: [lane.split(",")[0] for lane in sight.lanes() if "not seen" not in lane] == lanes)
         # The page comes after the collector by its rhythm: what is to be seen may stand there a moment later than the verdict.
-        until = time.monotonic() + 60
+        over = time.monotonic() + 60
         while True:
             try:
                 return look(sight)
             except (AssertionError, ValueError):
-                if time.monotonic() > until:
+                if time.monotonic() > over:
                     raise
             time.sleep(0.1)
             sight.page.goto(f"{url}/#/cascade/{cascade}")

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from hopwatch.process import Settings
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
@@ -15,7 +17,7 @@ Cascade = dict[str, Any]
 """The object of `GET /api/cascades/{id}`."""
 
 
-SHOWN_AFTER = 1.0
+SHOWN_AFTER = Settings().reveal_after
 """Seconds after which a task or an item is told of that is otherwise a matter of its process alone (HOPWATCH_REVEAL_AFTER)."""
 
 

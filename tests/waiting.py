@@ -1,0 +1,14 @@
+"""How do the tests wait for what comes a moment later? They look until it is there."""
+
+import time
+
+
+def until(found, seconds=60.0):
+    """The first thing that is true of what `found` gives."""
+    over = time.monotonic() + seconds
+    while True:
+        value = found()
+        if value:
+            return value
+        assert time.monotonic() < over, found
+        time.sleep(0.02)
