@@ -190,8 +190,8 @@ def on_the_page(browser, url, cascade, verdict, look):
 
 def in_the_terminal(url, cascade, verdict, words):
     async def story(top):
-        # The list has its agents in the order in which the collector heard of them.
-        await top.see(cascade[:8], verdict.replace("_", " "), "user", "frontdesk", "planner")
+        # All of its agents stand beneath the list, in the order in which the collector heard of them; its line has room for some.
+        await top.see(cascade, verdict.replace("_", " "), "user", "frontdesk", "planner")
         await top.open(cascade)
         await top.see(verdict.replace("_", " ").upper())
         await top.see(words)

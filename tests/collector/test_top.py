@@ -78,6 +78,19 @@ def test_cascades_are_listed_with_their_verdicts_ages_agents_and_what_is_open(ru
     sit(running, story)
 
 
+def test_agents_that_its_line_has_no_room_for_are_named_beneath_the_list(running):
+    long = "the-agent-of-another-department"
+    cascade = tell_cascade(running, "settled", agent=long)
+
+    async def story(top):
+        row = await top.see(cascade[:8], "settled")
+        assert long not in row
+        await top.until(lambda: top.app.screen.rows.go_to(cascade))
+        await top.see(cascade, "planner", long)
+
+    sit(running, story, size=(150, 36))
+
+
 def test_the_list_is_filtered_by_verdict_agent_and_words_and_ordered_by_the_oldest_open(running):
     now = time.time_ns()
     older = tell_cascade(running, "in_flight", agent="sorter", name="first", at=now - 300 * SECOND)

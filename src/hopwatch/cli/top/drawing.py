@@ -77,6 +77,7 @@ def cascade_words(row: dict[str, Any], now: float) -> Text:
     hops = row.get("hops")
     out.append(f"  {count(hops, 'hop')}" if isinstance(hops, int) else "")
     out.append(f", {_number(row['open'])} open" if row.get("open") else "")
+    out.append(f"  {', '.join(agents_of(row))}", "cyan")
     out.append(f"\n{plain(row.get('reason'), 1_000)}")
     return out
 
