@@ -21,7 +21,7 @@ from hopwatch.demo.run import AGENTS, Cast, free_ports, wait_for_card
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(480)]
 
 
-def play(fault, *more):
+def play(fault, *more, **environment):
     return subprocess.run(
         [sys.executable, "-m", "hopwatch.cli", "demo", "--fault", fault, *more],
         capture_output=True,
@@ -31,6 +31,7 @@ def play(fault, *more):
         env={
             **os.environ,
             "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "asyncio,httpx,starlette,fastapi,asgi,grpc_client,grpc_server,grpc_aio_client,grpc_aio_server",
+            **environment,
         },
         check=False,
     )
@@ -288,6 +289,25 @@ def test_the_demo_says_in_plain_lines_what_it_saw():
     assert done.returncode == 0
     assert "As it must be: settled" in done.stdout
     assert "\x1b" not in done.stdout
+
+
+@pytest.mark.one_python
+def test_settings_and_proxies_that_are_meant_for_other_programs_do_not_reach_its_agents(tmp_path):
+    nowhere = "http://127.0.0.1:9"
+    done = play(
+        "none",
+        OTEL_SDK_DISABLED="true",
+        OTEL_TRACES_SAMPLER="always_off",
+        OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=nowhere + "/v1/traces",
+        HOPWATCH_DETAIL="all",
+        HOPWATCH_TOKEN_FILE=str(tmp_path / "token"),
+        HOPWATCH_URL=nowhere,
+        HTTP_PROXY=nowhere,
+        http_proxy=nowhere,
+        ALL_PROXY=nowhere,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "As it must be: settled" in done.stdout
 
 
 def test_an_unknown_fault_is_a_usage_error_that_names_the_known_ones():

@@ -30,10 +30,12 @@ def play(*arguments, **environment):
 
 
 def test_the_same_cascade_settles_on_0_3_with_three_hops_a_message_and_two_a_push():
-    done = play("--json", HOPWATCH_REVEAL_AFTER="600")  # on a busy machine other tasks would be hops, too
+    done = play("--json")
     outcome = json.loads(done.stdout)
     assert (outcome["verdict"], outcome["problem"]) == ("settled", None), done.stderr[-2000:]
     hops = outcome["cascade"]["hops"]
+    # On a busy machine other tasks are told of, too; the demo says so where one of those did not take long.
+    hops = [hop for hop in hops if hop["kind"] not in ("task", "event", "lock")]
     kinds = [hop["kind"] for hop in hops]
     assert (kinds.count("send"), kinds.count("request"), kinds.count("execution")) == (3, 3, 3)
     assert kinds.count("push") == kinds.count("webhook") >= 3

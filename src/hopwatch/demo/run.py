@@ -95,6 +95,21 @@ class Outcome:
         }
 
 
+def surroundings() -> dict[str, str]:
+    """The environment, without what is meant for other agents than those of the demo.
+
+    Settings of OpenTelemetry and of hopwatch would change what it shows, or send it to a collector that is somebody's; which
+    instrumentations to leave alone stays as it is said. No proxy is asked for what is on this machine.
+    """
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name == "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS"
+        or (not name.startswith(("OTEL_", "HOPWATCH_")) and not name.lower().endswith("_proxy"))
+    }
+    return {**kept, "NO_PROXY": "*"}
+
+
 class Cast:
     """The processes of one run: every one of them is ended at the end, and no other."""
 
@@ -116,7 +131,7 @@ class Cast:
                 stderr=log,
                 # Black boxes of this run are this run's collector's, and nobody else's.
                 env={
-                    **os.environ,
+                    **surroundings(),
                     "HOPWATCH_BLACKBOX": str(self.folder / "blackbox"),
                     **(environment or {}),
                 },
@@ -327,7 +342,9 @@ def wait_for_card(cast: Cast, name: str, port: int, until: float) -> None:
     """Wait until an agent serves its card."""
     while True:
         try:
-            httpx.get(f"http://{LOOPBACK}:{port}/.well-known/agent-card.json", timeout=5).raise_for_status()
+            httpx.get(
+                f"http://{LOOPBACK}:{port}/.well-known/agent-card.json", timeout=5, trust_env=False
+            ).raise_for_status()
         except httpx.HTTPError:
             if cast.processes[name].poll() is not None or time.monotonic() > until:
                 raise DemoError(f"{name} did not start:\n{cast.tail(name)}") from None
@@ -368,7 +385,7 @@ class Watch:
 
     def __init__(self, url: str, outcome: Outcome, show: Callable[[Cascade, Outcome], None]) -> None:
         self.outcome = outcome
-        self._client = httpx.Client(base_url=url, timeout=COMES_WITHIN)
+        self._client = httpx.Client(base_url=url, timeout=COMES_WITHIN, trust_env=False)
         self._show = show
         self._began = time.monotonic()
 
