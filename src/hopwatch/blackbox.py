@@ -455,7 +455,8 @@ class Box:
         """Why its hops were abandoned, in a few words."""
         reason = self.leaving or names.PROCESS_KILLED
         if self.unplaced:
-            reason += f"; {self.unplaced} more hops were open that did not fit into its black box"
+            more = "hop was" if self.unplaced == 1 else "hops were"
+            reason += f"; {self.unplaced} more {more} open that did not fit into its black box"
         if self.torn:
             reason += f"; {self.torn} slots of its black box cannot be read"
         return reason

@@ -384,6 +384,19 @@ def _missing(
     return out, opaque
 
 
+def arrived(hops: Mapping[str, Hop]) -> set[str]:
+    """Messages that nobody answered, as a notification, and that a hop of whoever took them tells of: their ids."""
+    return {
+        sent.id
+        for child in hops.values()
+        if child.remote
+        and child.parent is not None
+        and (sent := hops.get(child.parent)) is not None
+        and sent.peer == "unknown"
+        and _took(child, sent)
+    }
+
+
 def _took(child: Hop, hop: Hop) -> bool:
     """Whether `child` is the hop by which the peer took what `hop` sent.
 

@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from telling import SECOND, WORKER, collector, end, heartbeat, opened, protobuf, trace
+from telling import PLANNER, SECOND, WORKER, collector, end, heartbeat, opened, protobuf, trace
 
+from hopwatch import attributes as names
 from hopwatch.collector.live import MAX_PAGES, Feed
 from hopwatch.collector.pages import KINDS, parse_trace_url
 
@@ -137,6 +138,20 @@ def test_a_page_is_told_everything_at_first_and_then_only_what_changes(running):
         assert not told["whole"]
         assert {hop["id"] for hop in told["hops"]} == {ROOT, CHILD}
         told_in(before, cascade) or page.until(has(cascade, "settled"), "overview")
+
+
+def test_a_message_that_nobody_answers_has_arrived_as_soon_as_who_took_it_tells_of_it(running):
+    cascade = trace()
+    sent = end(cascade, ROOT, kind="send", **{names.PEER: "unknown"})
+    taken = end(cascade, CHILD, kind="request", parent=ROOT, instance=PLANNER, **{names.HOP_REMOTE: True})
+    running.post(protobuf(sent))
+    with listening(running, f"?cascade={cascade}") as page:
+        everything, _ = page.until(lambda data: data["whole"], "cascade")
+        assert [hop["peer"] for hop in everything["hops"]] == ["unknown"]
+        running.post(protobuf(taken))
+        told, _ = page.until(lambda data: data.get("verdict") == "settled", "cascade")
+        assert {hop["id"]: hop["peer"] for hop in told["hops"]} == {ROOT: "instrumented", CHILD: None}
+    assert running.get(f"/api/cascades/{cascade}")["hops"][0]["peer"] == "instrumented"
 
 
 def test_a_change_is_told_in_less_than_a_second(running, capsys):

@@ -24,7 +24,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from hopwatch.cli.text import plain
+from hopwatch.cli.text import count, plain
 from hopwatch.tokens import VARIABLE, TokenError, put_into, read_token
 
 if TYPE_CHECKING:
@@ -441,7 +441,8 @@ def left_by_the_dead(pid: int, environment: Mapping[str, str]) -> dict[str, Any]
         for hop in box.hops
     ]
     if box.torn or box.unplaced:
-        pending.append({"kind": "work", "name": f"{box.torn + box.unplaced} more hops", "reason": box.reason})
+        more = count(box.torn + box.unplaced, "more hop")
+        pending.append({"kind": "work", "name": more, "reason": box.reason})
     return {
         "ended": box.leaving or "killed", "pid": pid, "agent": box.agent, "instance": box.instance, "pending": pending
     }  # fmt: skip

@@ -18,10 +18,10 @@ from starlette.routing import Route
 from hopwatch.collector.guard import STRANGER
 from hopwatch.collector.store import AmbiguousCascadeError, StoreBusyError, UnknownCascadeError
 from hopwatch.collector.store.liveness import state_of
-from hopwatch.verdict import NAMES, Agent
+from hopwatch.verdict import NAMES, Agent, arrived
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Container, Mapping
 
     from starlette.requests import Request
 
@@ -169,7 +169,8 @@ class Api:
 def cascade_object(snapshot: Snapshot, verdict: Verdict, now: int) -> dict[str, Any]:
     """One cascade as the API gives it."""
     hops = sorted(snapshot.hops.values(), key=lambda hop: (hop.started, hop.id))
-    return {**cascade_head(snapshot, verdict, now), "hops": [hop_object(hop) for hop in hops]}
+    taken = arrived(snapshot.hops)
+    return {**cascade_head(snapshot, verdict, now), "hops": [hop_object(hop, taken) for hop in hops]}
 
 
 def cascade_head(snapshot: Snapshot, verdict: Verdict, now: int) -> dict[str, Any]:
@@ -200,8 +201,8 @@ def cascade_head(snapshot: Snapshot, verdict: Verdict, now: int) -> dict[str, An
     }
 
 
-def hop_object(hop: Hop) -> dict[str, Any]:
-    """One hop as the API gives it."""
+def hop_object(hop: Hop, taken: Container[str] = ()) -> dict[str, Any]:
+    """One hop as the API gives it; `taken` are those that a peer has taken without an answer, by their ids."""
     ended = hop.ended
     return {
         "id": hop.id,
@@ -221,7 +222,7 @@ def hop_object(hop: Hop) -> dict[str, Any]:
         "task_state": hop.task_state,
         "location": hop.location,
         "reason": hop.reason,
-        "peer": hop.peer,
+        "peer": "instrumented" if hop.id in taken else hop.peer,
         "peer_name": hop.peer_name,
         "attributes": hop.attributes,
     }

@@ -30,7 +30,7 @@ from hopwatch.collector.api import (
     timestamp,
 )
 from hopwatch.collector.store import StoreError, UnknownCascadeError
-from hopwatch.verdict import NAMES
+from hopwatch.verdict import NAMES, arrived
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Container, Iterable
@@ -154,11 +154,13 @@ class Watched:
         if snapshot is None or verdict is None:
             head: dict[str, Any] = {"cascade": self.identity, "known": False}
             changed: list[Hop] = []
+            taken: set[str] = set()
             marks: dict[str, int] = {}
         else:
+            taken = arrived(snapshot.hops)
             skews = {key: agent.skew / 1e9 for key, agent in snapshot.agents.items() if agent.skew}
             head = {**cascade_head(snapshot, verdict, now), "known": True, "skews": skews}
-            marks = {key: _mark(hop) for key, hop in snapshot.hops.items()}
+            marks = {key: _mark(hop, taken=key in taken) for key, hop in snapshot.hops.items()}
             changed = [hop for key, hop in snapshot.hops.items() if self._marks.get(key) != marks[key]]
         different = {key: value for key, value in head.items() if self._head.get(key) != value}
         # A hop never goes from a cascade; if all of it went and came again, everything is told anew.
@@ -166,7 +168,7 @@ class Watched:
         self._head, self._marks = head, marks
         if not anew and not different and not changed:
             return
-        hops = [hop_object(hop) for hop in sorted(changed, key=lambda hop: (hop.started, hop.id))]
+        hops = [hop_object(hop, taken) for hop in sorted(changed, key=lambda hop: (hop.started, hop.id))]
         content = orjson.dumps({**(head if anew else different), "hops": hops, "whole": anew})
         self.feed.add(content)
         if anew:
@@ -178,8 +180,9 @@ class Watched:
         kept = self._whole
         if kept is None or kept[0] != number:
             head, found = self._head, snapshot()
-            hops = [] if found is None else sorted(found.hops.values(), key=lambda hop: (hop.started, hop.id))
-            content = {**head, "hops": [hop_object(hop) for hop in hops], "whole": True}
+            every = {} if found is None else found.hops
+            hops, taken = sorted(every.values(), key=lambda hop: (hop.started, hop.id)), arrived(every)
+            content = {**head, "hops": [hop_object(hop, taken) for hop in hops], "whole": True}
             self._whole = kept = (number, orjson.dumps(content))
         return kept[1]
 
@@ -450,11 +453,11 @@ class Live:
             return None
 
 
-def _mark(hop: Hop) -> int:
+def _mark(hop: Hop, *, taken: bool) -> int:
     """Another number whenever anything of a hop may have changed that a page shows."""
     return hash(
         (
             hop.heard, hop.sampled, hop.ended, hop.outcome, hop.started, hop.children, hop.late_children, hop.parent,
-            hop.peer, hop.task_at, hop.task_state, len(hop.attributes),
+            hop.peer, taken, hop.task_at, hop.task_state, len(hop.attributes),
         )
     )  # fmt: skip
