@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import contextvars
 import json
+import socket
 import time
 
 import httpx
@@ -414,6 +415,48 @@ def test_a_peer_without_hopwatch_whose_task_still_works_is_unknown_until_it_is_a
         judged = verdict(only_cascade())
         assert judged.verdict == "settled"
         assert judged.opaque
+
+    run(story)
+
+
+class Failover(httpx.AsyncBaseTransport):
+    """A transport of an application's own, which asks the next one with a request of its own making."""
+
+    def __init__(self, *ports):
+        self.ports, self.inner = ports, httpx.AsyncHTTPTransport()
+
+    async def handle_async_request(self, wanted):
+        for port in self.ports:
+            try:
+                return await self.inner.handle_async_request(
+                    httpx.Request(
+                        wanted.method,
+                        wanted.url.copy_with(port=port),
+                        headers=wanted.headers,
+                        content=await wanted.aread(),
+                        extensions={"timeout": {"read": 0.3}},
+                    )
+                )
+            except httpx.TransportError as error:
+                last = error
+        raise last
+
+    async def aclose(self):
+        await self.inner.aclose()
+
+
+def test_a_message_that_a_transport_took_to_several_is_not_refused_because_the_last_one_was_not_there():
+    async def story():
+        async with foreign(lambda _: None) as url:
+            with socket.socket() as nobody:
+                nobody.bind(("127.0.0.1", 0))  # and listens to nobody
+                ports = int(url.rpartition(":")[2]), nobody.getsockname()[1]
+                async with client(url, transport=Failover(*ports)) as peer:
+                    with pytest.raises(A2AClientError):
+                        await answers(peer, request())
+        hops = only_cascade()
+        assert hop(hops, "send").peer == "unknown"
+        assert verdict(hops).verdict == "unknown"
 
     run(story)
 

@@ -240,6 +240,31 @@ def test_a_timer_of_the_application_holds_its_hop_until_it_has_run(watched, run,
     assert watched.settled()
 
 
+@pytest.mark.parametrize(
+    "wakes",
+    [
+        lambda: asyncio.Queue().put_nowait,
+        lambda: asyncio.Event().set,
+        lambda: asyncio.Semaphore().release,
+        lambda: asyncio.get_running_loop().create_future().set_result,
+        lambda: threading.Event().set,
+        lambda: concurrent.futures.Future().set_result,
+    ],
+    ids=["put_nowait", "set", "release", "set_result", "threading", "concurrent"],
+)
+def test_a_timer_by_which_the_application_wakes_somebody_holds_its_hop(watched, run, wakes):
+    async def main():
+        with hopwatch.cascade("inner"):
+            handle = asyncio.get_running_loop().call_later(60, wakes(), 1)
+        watched.tick()
+        assert "inner" in watched.open()
+        handle.cancel()
+        watched.tick()
+        assert watched.open() == ["root"]
+
+    run(main)
+
+
 def test_a_timer_that_is_cancelled_lets_go_at_the_next_look(watched, run):
     async def main():
         with hopwatch.cascade("inner"):

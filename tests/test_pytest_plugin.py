@@ -745,6 +745,24 @@ async def early():  # so that anyio's task is older than the cascade
 
 
 @pytest.mark.processes
+def test_a_task_that_is_left_after_a_test_with_a_cascade_is_told_with_the_line_that_made_it(suite):
+    told = suite(
+        """
+def test_one(cascade):
+    pass
+
+def test_left():
+    async def main():
+        task = asyncio.create_task(forever())  # here
+        await asyncio.sleep(0)
+    asyncio.run(main())
+""",
+        passed=1,
+        failed=1,
+    )
+    told.fnmatch_lines([f"    made at test_*.py:{suite.here[0]} in *main"])
+
+
 def test_a_cascade_that_cannot_be_settled_fails_the_test_with_the_picture_of_it(suite):
     told = suite(
         """

@@ -170,10 +170,13 @@ def test_a_consumer_that_never_calls_task_done_is_through_when_it_waits_for_the_
 
 
 def test_a_consumer_that_never_calls_task_done_is_through_at_its_end(watched, run, make_queue):
+    async def consume(queue):
+        await get(queue)
+
     async def main():
         queue = make_queue()
         put(queue, 1, "inner")
-        await made_outside(get(queue))
+        await made_outside(consume(queue))
         await turns()
         watched.tick()
         assert watched.open() == ["root"]
@@ -181,6 +184,142 @@ def test_a_consumer_that_never_calls_task_done_is_through_at_its_end(watched, ru
     run(main)
     assert watched.told()["inner"] == "finished"
     assert watched.settled()
+
+
+async def by_a_task(queue):
+    return await asyncio.create_task(queue.get())
+
+
+async def by_waiting_for_the_first(queue):
+    getter, other = asyncio.create_task(queue.get()), asyncio.create_task(asyncio.Event().wait())
+    await asyncio.wait({getter, other}, return_when=asyncio.FIRST_COMPLETED)
+    other.cancel()
+    return getter.result()
+
+
+async def by_gathering(queue):
+    (item,) = await asyncio.gather(queue.get())
+    return item
+
+
+async def by_a_timeout(queue):
+    return await asyncio.wait_for(queue.get(), 600)  # a task of its own up to 3.11
+
+
+WAYS = [by_a_task, by_waiting_for_the_first, by_gathering, by_a_timeout]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("first", ["taken as it comes", "taken from what is there"])
+def test_an_item_that_another_task_took_for_its_consumer_is_worked_on_until_task_done(
+    watched, run, way, first
+):
+    async def consume(queue, begun, go_on):
+        while True:
+            begun.set_result(await way(queue))
+            begun, go_on = await go_on
+            queue.task_done()
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        queue = asyncio.Queue()
+        begun, go_on = loop.create_future(), loop.create_future()
+        if first == "taken from what is there":
+            put(queue, 1, "hop 1")
+        consumer = made_outside(consume(queue, begun, go_on))
+        await turns(8)
+        if first == "taken as it comes":
+            put(queue, 1, "hop 1")
+        for number in (1, 2):
+            assert await begun == number
+            await turns(8)
+            watched.tick()
+            watched.tick()
+            assert f"hop {number}" in watched.open()
+            begun, following = loop.create_future(), loop.create_future()
+            go_on.set_result((begun, following))
+            go_on = following
+            await turns(8)
+            assert watched.open() == ["root"]
+            put(queue, number + 1, f"hop {number + 1}")
+        await begun
+        consumer.cancel()
+        await asyncio.wait({consumer})
+        watched.tick()
+
+    run(main)
+    assert watched.told()["hop 1"] == watched.told()["hop 2"] == "finished"
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_who_takes_items_by_other_tasks_and_never_calls_task_done_is_through_when_it_comes_back(
+    watched, run, way
+):
+    async def consume(queue, begun, go_on):
+        begun.set_result(await way(queue))
+        await go_on
+        await way(queue)
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        queue = asyncio.Queue()
+        begun, go_on = loop.create_future(), loop.create_future()
+        put(queue, 1, "inner")
+        consumer = made_outside(consume(queue, begun, go_on))
+        await begun
+        await turns(8)
+        watched.tick()
+        watched.tick()
+        assert sorted(watched.open()) == ["inner", "root"]
+        go_on.set_result(None)
+        await turns(8)
+        watched.tick()
+        assert watched.open() == ["root"]
+        consumer.cancel()
+        await asyncio.wait({consumer})
+
+    run(main)
+    assert watched.settled()
+
+
+def test_an_item_that_a_task_took_for_nobody_known_settles_nothing(watched, run):
+    async def main():
+        queue = asyncio.Queue()
+        put(queue, 1, "inner")
+        taken = made_outside(queue.get())
+        await turns(8)
+        watched.tick()
+        assert taken.result() == 1
+
+    run(main)
+    assert watched.settled()
+    assert watched.hops()["inner"].dropped == 1  # and so the verdict is unknown
+
+
+class Wrapping(asyncio.Queue):
+    """A queue out of which comes something else than was put in."""
+
+    def _init(self, maxsize):
+        self.kept = self._queue = []
+
+    def _put(self, item):
+        self.kept.append((item,))
+
+    def _get(self):
+        return self.kept.pop(0)[0][1]
+
+
+def test_an_item_that_comes_out_of_its_queue_as_another_object_settles_nothing(watched, run):
+    async def main():
+        queue = Wrapping()
+        put(queue, (1, object()), "inner")
+        await get(queue)
+        watched.tick()
+        queue.task_done()
+
+    run(main)
+    assert watched.settled()
+    assert watched.hops()["inner"].dropped == 1  # and so the verdict is unknown
 
 
 def test_a_batch_consumer_holds_all_three_until_it_calls_task_done_three_times(watched, run, make_queue):

@@ -176,7 +176,10 @@ def test_tasks_timers_and_what_is_waited_for_are_represented_as_without_us():
         await semaphore.acquire()
         out = [plain(repr(each)) for each in (first, second, third, together, lock, queue, event, semaphore)]
         out.append(re.sub(r"when=[0-9.]+", "when", plain(repr(timer))))
-        timer.cancel()
+        same = [asyncio.get_running_loop().call_at(2**40, ring, 1) for _ in range(2)]
+        out.append((same[0] == same[1], same[0] == timer, same[0] <= same[1], len({*same})))
+        for each in (*same, timer):
+            each.cancel()
         event.set()
         out += map(repr, await together)
         queue.task_done()

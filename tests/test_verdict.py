@@ -270,6 +270,14 @@ def test_the_state_of_the_last_task_decides_when_nothing_is_open(state, expected
     assert verdict(hop(1, task_id="t", task_state=state, task_at=5)).verdict == expected
 
 
+@pytest.mark.parametrize("method", ["GetTask", "SubscribeToTask"])
+def test_a_task_that_was_only_looked_at_is_not_stranded_for_that(method):
+    seen = {"task_id": "t", "task_state": "TASK_STATE_WORKING", "task_at": 5}
+    looked = hop(1, kind="request", attributes={"a2a.method.name": method}, **seen)
+    assert verdict(looked).verdict == "settled"
+    assert verdict(looked, hop(2, 1, **seen)).verdict != "settled"  # its own work is
+
+
 def test_a_task_that_another_cascade_finished_is_finished_in_both():
     left = hop(1, task_id="t", task_state="TASK_STATE_INPUT_REQUIRED", task_at=5)
     assert verdict(left).verdict == "waiting"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from hopwatch import across
 from hopwatch.attributes import (
+    A2A_METHOD_NAME,
     HTTP_REFUSALS,
     HTTP_STATUS_CODE,
     INTERRUPTED_STATES,
@@ -37,6 +38,8 @@ NAMES: Final[tuple[Name, ...]] = (
 FINAL: Final[frozenset[Name]] = frozenset({"settled", "stranded", "broken"})
 """Verdicts that waiting longer does not change (only late work would, and it is flagged)."""
 
+ONLY_LOOKS: Final = frozenset({"GetTask", "SubscribeToTask"})
+"""Methods by which somebody looks at a task without giving it work."""
 SECOND: Final = 1_000_000_000
 SILENT_AFTER: Final = 16 * SECOND
 """Three heartbeats of 5 s, and the time that one may be on its way."""
@@ -618,9 +621,18 @@ def _unknown(found: _Findings) -> Verdict | None:
 
 def _tasks_left(found: _Findings, tasks: Mapping[tuple[str, str], tuple[str, int]]) -> Verdict | None:
     states: dict[tuple[str, str], tuple[str, int]] = {}
+    # A task that was only looked at is another cascade's: whoever works on it may go on.
+    worked_on = {
+        (hop.agent, hop.task_id)
+        for hop in found.tree.hops.values()
+        if hop.kind in ("execution", "push")
+        or (hop.kind == "request" and hop.attributes.get(A2A_METHOD_NAME) not in ONLY_LOOKS)
+    }
     for hop in found.tree.hops.values():
         if hop.task_id and hop.task_state and hop.kind in ("execution", "request", "push"):
             key = (hop.agent, hop.task_id)
+            if key not in worked_on:
+                continue
             known = states.get(key) or tasks.get(key)
             if known is None or newer_state(known[0], known[1], hop.task_state, hop.task_at):
                 states[key] = (hop.task_state, hop.task_at)

@@ -48,10 +48,11 @@ def test_a_record_that_lost_an_attribute_is_refused_for_its_cascade_however_many
 
 
 def test_so_it_is_in_json():
-    request = MessageToDict(spans(5))
-    for resource in request["resourceSpans"]:
-        for span in resource["scopeSpans"][0]["spans"]:
-            span["traceId"], span["spanId"] = "c" * 32, "d" * 16
-            span["attributes"].append({"key": names.RECORD, "value": {"stringValue": "end"}})
-    batch = read_traces(orjson.dumps(request), json=True, now=time.time_ns())
-    assert (len(batch.hops), batch.refused.count) == (0, 1)
+    for limit in (1, 2, 3, 4, 5):
+        request = MessageToDict(spans(limit))
+        for resource in request["resourceSpans"]:
+            for span in resource["scopeSpans"][0]["spans"]:
+                span["traceId"], span["spanId"] = "c" * 32, "d" * 16
+        batch = read_traces(orjson.dumps(request), json=True, now=time.time_ns())
+        assert (len(batch.hops), batch.refused.count) == (0, 1), limit
+        assert "c" * 32 in batch.refused_of

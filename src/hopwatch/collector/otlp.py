@@ -334,16 +334,17 @@ def _json_resource_spans(request: Mapping[str, Any]) -> Iterator[tuple[Sender, i
         ours: list[Span] = []
         count = 0
         for scope in _objects(each.get("scopeSpans"), "scopeSpans"):
+            foreign = _object(scope.get("scope"), "scope").get("name") != names.SCOPE
             for span in _objects(scope.get("spans"), "spans"):
                 count += 1
                 pairs = span.get("attributes")
-                if isinstance(pairs, list) and any(
+                cut = bool(_integer(span.get("droppedAttributesCount")))
+                told = isinstance(pairs, list) and any(
                     isinstance(pair, dict) and pair.get("key") == names.RECORD for pair in pairs
-                ):
+                )
+                if told or (cut and not foreign):
                     read = _json_span(span)
-                    if _integer(span.get("droppedAttributesCount")):
-                        read = read._replace(attributes={**read.attributes, _CUT: True})
-                    ours.append(read)
+                    ours.append(read._replace(attributes={**read.attributes, _CUT: True}) if cut else read)
         yield _json_sender(each), count - len(ours), ours
 
 

@@ -108,8 +108,10 @@ async def _send(
     except BaseException as error:
         try:
             kind = type(error).__name__
-            delivered = request.extensions.get(EXTENSION, (entry, 1, 1))[1]
-            entry.set(names.PEER, "refused" if kind in NOT_DELIVERED and not delivered else "unknown")
+            _, delivered, begun = request.extensions.get(EXTENSION, (entry, 1, 1))
+            # Where no attempt was seen, a transport of the application's own sends requests of its own making.
+            refused = kind in NOT_DELIVERED and begun and not delivered
+            entry.set(names.PEER, "refused" if refused else "unknown")
             entry.set(names.ERROR_TYPE, kind)
             entry.reason = reason_of(error)
         except Exception:  # noqa: BLE001

@@ -44,12 +44,21 @@ _STARTERS: Final = frozenset(
         "call_soon_threadsafe",
         "create_task",
         "ensure_future",
+        "notify",
+        "notify_all",
+        "put_nowait",
+        "release",
         "run_coroutine_threadsafe",
         "run_in_executor",
+        "send_nowait",
+        "set",
+        "set_exception",
+        "set_result",
+        "start",
         "submit",
     }
 )
-"""Functions of theirs that start what the application gave them."""
+"""Functions of theirs that start what the application gave them, or wake it."""
 _timers: dict[int, tuple[Entry, Any]] = {}
 _threads: dict[int, tuple[Entry, Any]] = {}
 
@@ -179,6 +188,13 @@ class _Timed:
     def __repr__(self) -> str:
         # As asyncio's debug mode and its messages show the callback.
         return repr(self.callback)
+
+    def __eq__(self, other: object) -> bool:
+        # As handles of timers are compared.
+        return bool(self.callback == (other.callback if isinstance(other, _Timed) else other))
+
+    def __hash__(self) -> int:
+        return hash(self.callback)
 
 
 WRAPPING.add(_Timed)

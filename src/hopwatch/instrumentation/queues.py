@@ -29,6 +29,7 @@ from hopwatch import process as hopwatch_process
 from hopwatch.ledger import Entry
 from hopwatch.process import current, failed, machinery
 from hopwatch.telemetry import HopSpan
+from hopwatch.waits.reach import awaiting
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -42,6 +43,10 @@ waited: deque[int] = deque(maxlen=256)
 """How long items that have an entry were in queues lately, in nanoseconds, for a histogram."""
 FRAMES_TO_ASK: Final = 12
 """How many frames are asked whether they call `task_done`."""
+MAX_GETTERS: Final = 32
+"""How many of those that wait for an item are asked whom they take it for."""
+_ONLY_GET: Final = {asyncio.Queue.get.__code__}
+"""Coroutines that do nothing but take an item."""
 MAX_UNKNOWN: Final = 64
 """How many items that were taken before a line was made may still wait for `task_done`."""
 depths: deque[int] = deque(maxlen=256)
@@ -51,7 +56,7 @@ depths: deque[int] = deque(maxlen=256)
 class Taken:
     """An item that was taken from a queue: for whom, and by whom."""
 
-    __slots__ = ("adopted", "counted", "entry", "hop", "task")
+    __slots__ = ("adopted", "counted", "entry", "handed_on", "hop", "task")
 
     def __init__(self, hop: Entry | None, entry: Entry | None, task: Any) -> None:
         self.hop = hop
@@ -64,6 +69,8 @@ class Taken:
         """The hop that the consumer works for because of this item."""
         self.counted = False
         """Whether the consumer is one that is counted on the same hop."""
+        self.handed_on = False
+        """Whether the task that took it did nothing else, so that who works on it is whoever awaited that task."""
 
 
 class Line:
@@ -305,7 +312,12 @@ def dequeued(line: Line, item: Any) -> None:
             del line.by_identity[id(item)]
         if line.by_identity:
             queue = line.queue()
-            if queue is not None and not queue.qsize():
+            size = queue.qsize() if queue is not None else 0
+            if found is None and sum(map(len, line.by_identity.values())) > size:
+                # What comes out is not what was put in: which item this is cannot be known.
+                _lose(line)
+                return
+            if queue is not None and not size:
                 empty(line, "cancelled", "the queue dropped it")
     task = running_task()
     reference = ref(task) if task is not None else None
@@ -320,13 +332,30 @@ def dequeued(line: Line, item: Any) -> None:
     # From here on it is not lost any more, whatever fails.
     line.taken.append(taken)
     _unsingle(line, reference)
+    if task is not None and _only_gets(task):
+        task = _hand_on(taken, task)
     if not line.acknowledges:
         if _calls_task_done():
             line.acknowledges = True
         else:
             came_back(line, task, taken)
-    if hop is not None and task is not None and entry is not hop:
+    if hop is not None and task is not None and entry is not hop and not taken.handed_on:
         _adopt(taken, task)
+
+
+def _only_gets(task: Any) -> bool:
+    """Whether all that a task does is to take one item, as where somebody waits for `get` with a timeout, or for several things at once."""
+    return getattr(task.get_coro(), "cr_code", None) in _ONLY_GET
+
+
+def _hand_on(taken: Taken, task: Any) -> Any:
+    """Give an item to the task that awaits the one which took it; returns that, or None where no task does."""
+    taken.handed_on = True
+    heir = next(iter(awaiting(task)), None)
+    taken.task = ref(heir) if heir is not None else None
+    if taken.entry is not None:
+        taken.entry.runner = taken.task
+    return heir
 
 
 def running_task() -> Any:
@@ -340,7 +369,9 @@ def running_task() -> Any:
 def came_back(line: Line, task: Any, but: Taken | None) -> None:
     """Let go of what a consumer took before: where nobody calls `task_done`, it is through with it now."""
     for taken in list(line.taken):
-        if taken is not but and (taken.task is None or taken.task() is task):
+        if taken is but or (taken.handed_on and taken.task is None):
+            continue
+        if taken.task is None or taken.task() is task:
             _let_go(line, taken)
 
 
@@ -407,7 +438,7 @@ def take_quickly(line: Line, hop: Entry) -> bool:
     else:
         task = current_task()
         if mine is None:
-            if not machinery.get():
+            if not machinery.get() or _only_gets(task):
                 return False
             hop.adopted = True
             current.set(hop)
@@ -638,14 +669,18 @@ def look(now: int) -> None:
                     _let_go(line, taken, "cancelled", "its consumer ended without task_done")
             elif taken.task is None:
                 # A callback, or another thread, took it; or it was taken before anything was known of this queue.
-                if not line.acknowledges or queue is None:
-                    _let_go(line, taken)
+                if line.acknowledges and queue is not None:
+                    continue
+                if taken.handed_on and taken.hop is not None:
+                    # Who works on it, and until when, cannot be known.
+                    ledger.lose(taken.hop)
+                _let_go(line, taken)
             elif task is None or task.done():
                 if line.acknowledges:
                     _let_go(line, taken, "cancelled", "its consumer ended without task_done")
                 else:
                     _let_go(line, taken)
-            elif not line.acknowledges and queue is not None and _parked(task, queue):
+            elif not line.acknowledges and queue is not None and _parked(task, queue, taken.handed_on):
                 _let_go(line, taken)
         _look_for_odds(line, queue, ledger)
 
@@ -773,10 +808,17 @@ def worked_for() -> list[tuple[Entry, Any]]:
     ]
 
 
-def _parked(task: Any, queue: Any) -> bool:
+def _parked(task: Any, queue: Any, by_another: bool) -> bool:
+    """Whether a task waits for an item of the queue, also by another task that only takes it."""
     waiter = getattr(task, "_fut_waiter", None)
-    getters = getattr(queue, "_getters", None)
-    return waiter is not None and getters is not None and any(each is waiter for each in list(getters))
+    getters = list(getattr(queue, "_getters", None) or ())
+    if waiter is None:
+        return False
+    if any(each is waiter for each in getters):
+        return True
+    return by_another and any(
+        task in awaiting(taker) for each in getters[:MAX_GETTERS] for taker in awaiting(each)
+    )
 
 
 def what_event_waits_on(

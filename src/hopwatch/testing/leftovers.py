@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _getframe = sys._getframe  # noqa: SLF001 - the documented way to a caller that costs 60 ns
 _ASYNCIO: Final = os.path.dirname(asyncio.__file__) + os.sep  # noqa: PTH120 - compared with co_filename, a str
 _BETWEEN: Final = (
-    os.path.dirname(os.path.dirname(__file__)) + f"{os.sep}instrument{os.sep}",  # noqa: PTH120
+    os.path.dirname(os.path.dirname(__file__)) + f"{os.sep}instrumentation{os.sep}",  # noqa: PTH120
     f"{os.sep}anyio{os.sep}",
     f"{os.sep}opentelemetry{os.sep}",
     f"{os.sep}wrapt{os.sep}",
