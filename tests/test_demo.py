@@ -17,6 +17,7 @@ import pytest
 
 from hopwatch.demo.faults import FAULTS
 from hopwatch.demo.run import AGENTS, Cast, free_ports, wait_for_card
+from waiting import until
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(480)]
 
@@ -308,6 +309,48 @@ def test_settings_and_proxies_that_are_meant_for_other_programs_do_not_reach_its
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "As it must be: settled" in done.stdout
+
+
+def below(pid):
+    """The processes that a process has started."""
+    out = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = stat.read_text().rpartition(")")[2].split()
+            if int(fields[1]) == pid and fields[0] != "Z":
+                out.append(int(stat.parent.name))
+    return out
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.one_python
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_demo_that_is_told_to_end_ends_all_that_it_started(tmp_path, number):
+    running = subprocess.Popen(
+        [sys.executable, "-m", "hopwatch.cli", "demo", "--fault", "slow"],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with running:
+        try:
+            while "in_flight" not in running.stdout.readline():
+                assert running.poll() is None
+            started = below(running.pid)
+            assert len(started) >= 4  # the collector and three agents
+            running.send_signal(number)
+            running.stdout.read()
+            assert running.wait(90) == 128 + number
+        finally:
+            running.kill()
+    until(lambda: not any(map(alive, started)))
+    assert not list(tmp_path.glob("hopwatch-demo-*"))
 
 
 def test_an_unknown_fault_is_a_usage_error_that_names_the_known_ones():

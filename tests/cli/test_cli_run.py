@@ -328,6 +328,13 @@ def test_what_cannot_be_run_is_said_in_a_sentence(arguments, code, says):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.processes
+def test_a_collector_that_the_environment_names_wrongly_is_refused_too():
+    done = ran("--", sys.executable, "-c", "print(1)", HOPWATCH_URL="foo")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "HOPWATCH_URL: 'foo' is not an address" in done.stderr
+
+
 def test_a_missing_exporter_is_named_with_the_extra_that_brings_it(monkeypatch):
     def version(distribution):
         if distribution == "opentelemetry-exporter-otlp-proto-http":

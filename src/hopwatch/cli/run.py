@@ -461,6 +461,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         )
     try:
         try:
+            _address(options.url or os.environ.get("HOPWATCH_URL", "").strip() or DEFAULT_URL)
+        except argparse.ArgumentTypeError as error:
+            raise RunError(f"HOPWATCH_URL: {error}.", 2) from None
+        try:
             set_defaults(os.environ, command, options.url, options.token)
         except TokenError as error:
             raise RunError(f"{VARIABLE}: {error}.", 2) from None

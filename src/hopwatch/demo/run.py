@@ -604,6 +604,11 @@ def _task_of_worker(watch: Watch) -> str:
     return task(cascade) or ""
 
 
+def _leave(number: int, _frame: object) -> None:
+    """End by a signal as by Ctrl-C: the agents and the collector are ended, too."""
+    raise SystemExit(128 + number)
+
+
 def main(
     fault: str = "none",
     *,
@@ -626,6 +631,9 @@ def main(
     """
     from hopwatch.demo.stage import Stage  # noqa: PLC0415 - rich is not needed for a run by a test
 
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, _leave)
     folder = Path(tempfile.mkdtemp(prefix="hopwatch-demo-"))
     stage = Stage(fault, FAULTS[fault], quiet=json)
     try:
@@ -637,8 +645,10 @@ def main(
         print(f"hopwatch demo: {error}", file=sys.stderr)  # noqa: T201
         print(f"What the processes printed is in {folder}.", file=sys.stderr)  # noqa: T201
         return 1
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as end:
         shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(end, SystemExit):
+            raise
         return 130
     if json:
         print(jsonlib.dumps(outcome.as_dict(), indent=2))  # noqa: T201
