@@ -138,6 +138,8 @@ def test_every_problem_and_warning_has_a_remedy(look):
             {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://h:4317"},
             "problem", "endpoint", "port 4317",
         ),
+        ({"OTEL_ATTRIBUTE_COUNT_LIMIT": "3"}, "problem", "span limits", "OTEL_ATTRIBUTE_COUNT_LIMIT=3"),
+        ({"OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT": "12"}, "problem", "span limits", "cuts"),
         ({"OTEL_INSTRUMENTATION_A2A_SDK_ENABLED": "true"}, "note", "a2a-sdk's spans", "32 spans"),
     ],
 )  # fmt: skip
@@ -189,6 +191,22 @@ def test_the_exporter_is_the_one_that_the_sdk_would_take(look, variables, endpoi
 def test_an_endpoint_where_nobody_listens_is_a_problem(look):
     ((level, text),) = of(look(listening=False), "endpoint")
     assert (level, "localhost:4317" in text) == ("problem", True)
+
+
+@pytest.mark.parametrize(
+    ("variables", "told"),
+    [
+        ({"http_proxy": "http://there:1"}, "http_proxy"),
+        ({"ALL_PROXY": "socks5://there:1"}, "ALL_PROXY"),
+        ({"http_proxy": "http://there:1", "NO_PROXY": "127.0.0.1,localhost"}, None),
+        ({"https_proxy": "http://there:1"}, None),
+        ({"http_proxy": "http://there:1", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://elsewhere:4318"}, None),
+    ],
+)
+def test_a_proxy_between_the_exporter_and_this_machine_is_a_problem(look, variables, told):
+    found = look(**{"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf", **variables})
+    texts = [text for level, text in of(found, "endpoint") if level == "problem" and "proxy" in text]
+    assert [told in text for text in texts] == ([True] if told else [])
 
 
 def test_an_http_endpoint_that_is_a_hopwatch_collector_is_recognised(look, collector):

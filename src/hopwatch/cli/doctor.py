@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Final, Literal
 from urllib.parse import urlsplit
+from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined] # typeshed lacks it
 
 from rich.table import Table
 from rich.text import Text
@@ -42,6 +43,8 @@ _STYLES: Final[dict[Level, str]] = {
     "problem": "bold red",
 }
 _GROUP: Final = "opentelemetry_instrumentor"
+_ATTRIBUTES: Final = 32
+"""As many attributes as a hop's record may have (docs/limits.md)."""
 _OURS: Final = ("hopwatch_asyncio", "hopwatch_a2a", "hopwatch_acp")
 _HOPS: Final = {
     "send": "sends",
@@ -122,6 +125,7 @@ def examine(
     out.extend(_sdk(environment, version))
     out.extend(_identity(environment))
     out.extend(_sampler(environment))
+    out.extend(_limits(environment))
     out.extend(_own_spans(environment, version))
     out.extend(_folder(environment))
     collector = _asked(url, token)
@@ -345,6 +349,24 @@ def _sampler(environment: Mapping[str, str]) -> Iterator[Finding]:
     )  # fmt: skip
 
 
+def _limits(environment: Mapping[str, str]) -> Iterator[Finding]:
+    """Limits by which the SDK drops or cuts what a hop's span says."""
+    for name in ("OTEL_ATTRIBUTE_COUNT_LIMIT", "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT"):
+        text = environment.get(name, "").strip()
+        if text.isdecimal() and int(text) < _ATTRIBUTES:
+            yield Finding(
+                "problem", "span limits", f"{name}={plain(text)}: the SDK drops attributes of hops, and their cascades stay unknown",
+                f"unset it, or set at least {_ATTRIBUTES}",
+            )  # fmt: skip
+    for name in ("OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT", "OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT"):
+        text = environment.get(name, "").strip()
+        if text.isdecimal():
+            yield Finding(
+                "problem", "span limits", f"{name}={plain(text)}: the SDK cuts attributes of hops, and their cascades may stay unknown",
+                "unset it",
+            )  # fmt: skip
+
+
 def _own_spans(environment: Mapping[str, str], version: Callable[[str], str | None]) -> Iterator[Finding]:
     # Any value but true turns them off; it is read when the SDK is imported.
     if version("a2a-sdk") is None:
@@ -429,6 +451,8 @@ def _exporter(
         return
     endpoint, variable = _endpoint(environment, protocol, port)
     yield Finding("ok", "exporter", f"OTLP by {protocol} to {plain(endpoint)} ({variable or 'the default'})")
+    if protocol == "http/protobuf":
+        yield from _proxy(environment, endpoint)
     yield from _endpoint_reached(
         endpoint, variable=variable, protocol=protocol, port=port, connect=connect, url=url, reached=reached,
         token=token, sent=sent_by_exporter(environment),
@@ -454,6 +478,27 @@ def _endpoint(environment: Mapping[str, str], protocol: str, port: int) -> tuple
     if environment.get(name, "").strip():
         return environment[name].strip().removesuffix("/") + path, name
     return f"http://localhost:{port}{path}", None
+
+
+def _proxy(environment: Mapping[str, str], endpoint: str) -> Iterator[Finding]:
+    """The proxy through which requests, by which the exporter sends, goes to an address on this machine."""
+    try:
+        parts = urlsplit(endpoint)
+        host = parts.hostname
+    except ValueError:
+        return
+    if not is_loopback(host):
+        return  # whether a proxy is the way to another machine, nobody can know from here
+    besides = environment.get("no_proxy") or environment.get("NO_PROXY") or ""
+    if proxy_bypass_environment(host or "", {"no": besides}):
+        return
+    for name in (f"{parts.scheme}_proxy", f"{parts.scheme}_proxy".upper(), "all_proxy", "ALL_PROXY"):
+        if environment.get(name, "").strip():
+            yield Finding(
+                "problem", "endpoint", f"the exporter goes to {plain(host)} through the proxy that {name} names",
+                f"set NO_PROXY={plain(host)}",
+            )  # fmt: skip
+            return
 
 
 def _endpoint_reached(
