@@ -201,6 +201,23 @@ async def main():
         await asyncio.sleep(60)
 run(main())
 """, {"forever": TERM, "root": TERM}, way="SIGTERM", code=-SIGTERM, sends=SIGTERM),
+    Row("SIGTERM that comes twice, as from `timeout`, which sends it to its child and to the child's group", """
+from opentelemetry import trace
+provider = trace.get_tracer_provider()
+flush = getattr(provider, "force_flush", None)
+def flush_and_be_told_again(*args):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.1)
+    return flush(*args)
+provider.force_flush = flush_and_be_told_again
+async def main():
+    with cascade("root"):
+        kept.append(asyncio.create_task(forever()))
+        await asyncio.sleep(0.01)
+        ready()
+        await asyncio.sleep(60)
+run(main())
+""", {"forever": TERM, "root": TERM}, way="SIGTERM", code=-SIGTERM, sends=SIGTERM),
     Row("SIGTERM while all is done", """
 async def main():
     with cascade("root"):

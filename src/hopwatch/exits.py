@@ -20,6 +20,7 @@ import _thread
 import atexit
 import contextlib
 import json
+import math
 import os
 import signal
 import sys
@@ -52,6 +53,8 @@ FLUSH_AFTER: Final = 500
 """Records between two flushes at the end: a batch processor holds 2,048 and throws away what comes after."""
 OUTLIVES: Final = 1_000_000_000
 """Nanoseconds after which a task that was asked to cancel, and is pending still, is told of."""
+ECHO: Final = 1.0
+"""Seconds within which another SIGTERM is taken for the same: `timeout` sends it to its child, and to the group that this is in."""
 WAKE_EVERY: Final = 1_000_000_000
 MAX_ASKED: Final = 64
 """How many open hops are asked whether the main thread does their work."""
@@ -71,7 +74,9 @@ class _State:
     def __init__(self) -> None:
         self.forked = False
         self.leaving = False
-        """A signal is ending the process: the next one does so at once."""
+        """A signal is ending the process: the next one does so at once, but for the echo of the same."""
+        self.got_sigterm = -math.inf
+        """When SIGTERM came, by the monotonic clock."""
         self.deaths: deque[dict[str, Any]] = deque(maxlen=MAX_DEATHS)
         """What has been abandoned at a way out, as the report shows it."""
         self.counts: Counter[str] = Counter()
@@ -694,6 +699,9 @@ def take_sigterm() -> None:
 
 def on_sigterm(number: int, _: Any) -> None:
     """Tell what SIGTERM cuts off, then die of it."""
+    if time.monotonic() - _state.got_sigterm < ECHO:
+        return
+    _state.got_sigterm = time.monotonic()
     try:
         process = hopwatch_process.here()
         if not _state.leaving and (process.telemetry.started or process.settings.report):
