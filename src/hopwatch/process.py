@@ -150,6 +150,11 @@ class Settings(NamedTuple):
     problems: tuple[str, ...] = ()
 
 
+def _written(value: float) -> str:
+    """A number as one writes it: 10,000,000 and 0.05."""
+    return f"{value:,.0f}" if value == int(value) else f"{value:g}"
+
+
 def read_settings(environment: Any = os.environ) -> Settings:
     """Read the `HOPWATCH_*` variables.
 
@@ -172,7 +177,7 @@ def read_settings(environment: Any = os.environ) -> Settings:
             value = float("nan")
         if not least <= value <= most:
             problems.append(
-                f"{name} is {text!r}; it is a number from {least:g} to {most:g}. {default:g} is used"
+                f"{name} is {text!r}; it is a number from {_written(least)} to {_written(most)}. {_written(default)} is used"
             )
             return default
         return value

@@ -191,6 +191,7 @@ def on_the_page(browser, url, cascade, verdict, look):
 def in_the_terminal(url, cascade, verdict, words):
     async def story(top):
         # All of its agents stand beneath the list, in the order in which the collector heard of them; its line has room for some.
+        await top.until(lambda: top.app.screen.rows.go_to(cascade))
         await top.see(cascade, verdict.replace("_", " "), "user", "frontdesk", "planner")
         await top.open(cascade)
         await top.see(verdict.replace("_", " ").upper())

@@ -72,7 +72,7 @@ def hop_details(study: Study, fact: Fact, now: float, trace_url: str | None = No
     if hop.get("reason"):
         page.say(plain(hop["reason"], LONG), "red")
     waits = hop.get("waits_on")
-    if isinstance(waits, dict) or fact.open or fact.look == "abandoned":
+    if isinstance(waits, dict) or fact.open:
         page.title("Waits on" if fact.open and fact.look != "stale" else "Waited on, when last looked at")
         if isinstance(waits, dict):
             _wait(page, waits, 0)
