@@ -17,7 +17,7 @@ import pytest
 
 from hopwatch.demo.faults import FAULTS
 from hopwatch.demo.run import AGENTS, Cast, free_ports, wait_for_card
-from waiting import until
+from waiting import lives, until
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(480)]
 
@@ -322,13 +322,6 @@ def below(pid):
     return out
 
 
-def alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
 @pytest.mark.one_python
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_demo_that_is_told_to_end_ends_all_that_it_started(tmp_path, number):
@@ -349,7 +342,7 @@ def test_a_demo_that_is_told_to_end_ends_all_that_it_started(tmp_path, number):
             assert running.wait(90) == 128 + number
         finally:
             running.kill()
-    until(lambda: not any(map(alive, started)))
+    until(lambda: not any(map(lives, started)))
     assert not list(tmp_path.glob("hopwatch-demo-*"))
 
 

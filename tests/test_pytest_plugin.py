@@ -763,6 +763,7 @@ def test_left():
     told.fnmatch_lines([f"    made at test_*.py:{suite.here[0]} in *main"])
 
 
+@pytest.mark.processes
 def test_a_cascade_that_cannot_be_settled_fails_the_test_with_the_picture_of_it(suite):
     told = suite(
         """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -11,13 +10,13 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import httpx
 import pytest
 
 from hopwatch.demo.run import AGENTS, Cast, agent_environment, launcher, slow_server, start_agents
 from prometheus_programs import STACK, needs, programs
+from waiting import lives
 
 pytestmark = [pytest.mark.one_python, pytest.mark.processes, pytest.mark.timeout(1200)]
 
@@ -98,12 +97,6 @@ def stack(tmp_path):
     yield start
     for each in started:
         each.close()
-
-
-def lives(pid):
-    with contextlib.suppress(OSError, IndexError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    return False
 
 
 def test_a_cascade_goes_through_all_of_it_to_prometheus_and_an_alert_to_the_webhook(stack, tmp_path):

@@ -282,6 +282,7 @@ def _missing(
     out: list[Missing] = []
     opaque: list[str] = []
     hops = tree.hops
+    taken = taken_unanswered(hops)
     told: dict[tuple[str, str], tuple[str, int]] = {}
     for hop in hops.values():  # what calls learnt of the tasks of peers that hopwatch cannot see into
         if hop.kind == "send" and hop.peer == "opaque" and hop.peer_name and hop.task_id and hop.task_state:
@@ -327,7 +328,7 @@ def _missing(
             out.append(
                 Missing("dropped", hop.id, None, f"the peer of {describe(hop)} had no room to account for it")
             )
-        elif hop.peer == "unknown" and not any(_took(child, hop) for child in below):
+        elif hop.peer == "unknown" and hop.id not in taken:
             sentence = f"nobody knows whether {describe(hop)} reached {hop.peer_name or 'its peer'}: {hop.reason or 'no answer came'}"
             # One that went out in order, and that nobody answers, is in general about to be told of by whoever took it.
             since = hop.heard if hop.outcome == "finished" else 0
@@ -387,7 +388,7 @@ def _missing(
     return out, opaque
 
 
-def arrived(hops: Mapping[str, Hop]) -> set[str]:
+def taken_unanswered(hops: Mapping[str, Hop]) -> set[str]:
     """Messages that nobody answered, as a notification, and that a hop of whoever took them tells of: their ids."""
     return {
         sent.id

@@ -18,7 +18,7 @@ from starlette.routing import Route
 from hopwatch.collector.guard import STRANGER
 from hopwatch.collector.store import AmbiguousCascadeError, StoreBusyError, UnknownCascadeError
 from hopwatch.collector.store.liveness import state_of
-from hopwatch.verdict import NAMES, Agent, arrived
+from hopwatch.verdict import NAMES, Agent, taken_unanswered
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Container, Mapping
@@ -169,7 +169,7 @@ class Api:
 def cascade_object(snapshot: Snapshot, verdict: Verdict, now: int) -> dict[str, Any]:
     """One cascade as the API gives it."""
     hops = sorted(snapshot.hops.values(), key=lambda hop: (hop.started, hop.id))
-    taken = arrived(snapshot.hops)
+    taken = taken_unanswered(snapshot.hops)
     return {**cascade_head(snapshot, verdict, now), "hops": [hop_object(hop, taken) for hop in hops]}
 
 

@@ -30,7 +30,7 @@ from hopwatch.collector.api import (
     timestamp,
 )
 from hopwatch.collector.store import StoreError, UnknownCascadeError
-from hopwatch.verdict import NAMES, arrived
+from hopwatch.verdict import NAMES, taken_unanswered
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Container, Iterable
@@ -157,7 +157,7 @@ class Watched:
             taken: set[str] = set()
             marks: dict[str, int] = {}
         else:
-            taken = arrived(snapshot.hops)
+            taken = taken_unanswered(snapshot.hops)
             skews = {key: agent.skew / 1e9 for key, agent in snapshot.agents.items() if agent.skew}
             head = {**cascade_head(snapshot, verdict, now), "known": True, "skews": skews}
             marks = {key: _mark(hop, taken=key in taken) for key, hop in snapshot.hops.items()}
@@ -181,7 +181,10 @@ class Watched:
         if kept is None or kept[0] != number:
             head, found = self._head, snapshot()
             every = {} if found is None else found.hops
-            hops, taken = sorted(every.values(), key=lambda hop: (hop.started, hop.id)), arrived(every)
+            hops, taken = (
+                sorted(every.values(), key=lambda hop: (hop.started, hop.id)),
+                taken_unanswered(every),
+            )
             content = {**head, "hops": [hop_object(hop, taken) for hop in hops], "whole": True}
             self._whole = kept = (number, orjson.dumps(content))
         return kept[1]
