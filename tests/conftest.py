@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from importlib import metadata
 
@@ -54,6 +55,15 @@ def watched(monkeypatch):
     with watching(monkeypatch) as found:
         yield found
         assert process.failures == {}
+
+
+@pytest.fixture
+def switching():
+    """Threads take turns every few instructions, so that a step which another thread may not see half done is seen half done."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
 
 
 @pytest.fixture

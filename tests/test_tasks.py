@@ -356,7 +356,9 @@ def test_a_task_that_ends_while_the_ticker_reveals_it_is_over(watched, run):
     assert len(watched.ledger) == 0
 
 
-def test_tasks_that_end_on_a_loop_while_another_thread_ticks_all_the_time_end_well(watched, run):
+def test_tasks_that_end_on_a_loop_while_another_thread_ticks_all_the_time_end_well(
+    watched, run, switching
+):
     stop = threading.Event()
     seen = []
 
@@ -366,8 +368,6 @@ def test_tasks_that_end_on_a_loop_while_another_thread_ticks_all_the_time_end_we
             seen.append(1)
 
     ticker = threading.Thread(target=tick)
-    old = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
 
     async def main():
         ticker.start()
@@ -379,7 +379,6 @@ def test_tasks_that_end_on_a_loop_while_another_thread_ticks_all_the_time_end_we
     finally:
         stop.set()
         ticker.join()
-        sys.setswitchinterval(old)
     assert set(watched.told().values()) == {"finished"}
     assert watched.settled()
 

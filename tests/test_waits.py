@@ -1443,7 +1443,7 @@ def test_no_task_that_can_move_is_called_passive(program):
 # --- many threads --------------------------------------------------------------------------------------------------
 
 
-def test_a_thread_that_looks_all_the_time_hurts_nothing():
+def test_a_thread_that_looks_all_the_time_hurts_nothing(switching):
     current: list[weakref.ref] = []
     refs = []
     failures = []
@@ -1494,8 +1494,6 @@ def test_a_thread_that_looks_all_the_time_hurts_nothing():
             await asyncio.gather(*tasks)
             del tasks
 
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
@@ -1503,7 +1501,6 @@ def test_a_thread_that_looks_all_the_time_hurts_nothing():
     finally:
         over.set()
         watcher.join()
-        sys.setswitchinterval(interval)
     collect()
     assert failures == []
     assert looked[0] > 100
