@@ -130,7 +130,37 @@ def test_a_hook_for_an_import_that_fails_does_not_fail_the_import(monkeypatch):
     def broken(_):
         raise RuntimeError("ours")
 
-    Patches().when_imported("json", broken)
+    patches = Patches("hopwatch_a2a")
+    patches.complete()
+    assert "hopwatch_a2a" in process.in_place
+    patches.when_imported("json", broken)
+    assert "hopwatch_a2a" not in process.in_place
+    patches.complete()
+    assert "hopwatch_a2a" not in process.in_place
+
+
+def test_a_release_that_lacks_what_is_to_be_wrapped_is_not_taken_for_counted(monkeypatch):
+    from hopwatch import process
+    from hopwatch.instrumentation import a2a, a2a_seams
+
+    here = next(each for each in a2a_seams.SEAMS if each.is_due(a2a_seams.installed()))
+    gone = here._replace(name="this_is_gone")
+    monkeypatch.setattr(a2a_seams, "SEAMS", (*a2a_seams.SEAMS, gone))
+    instrumentor = a2a.A2AInstrumentor()
+    instrumentor.instrument()
+    try:
+        __import__(gone.module)
+        assert a2a.missing == [str(gone)]
+        assert process.uncounted().split(",")[-1] == "hopwatch_a2a"
+    finally:
+        instrumentor.uninstrument()
+    monkeypatch.undo()
+    instrumentor.instrument()
+    try:
+        assert a2a.missing == []
+        assert "hopwatch_a2a" not in process.uncounted()
+    finally:
+        instrumentor.uninstrument()
 
 
 def test_an_attribute_that_a_release_does_not_have_is_left_out():

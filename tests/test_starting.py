@@ -146,3 +146,63 @@ assert isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
     )
     assert "absent" in said
     assert "cannot be read" in said
+
+
+CASCADE = """
+import asyncio, logging
+logging.basicConfig(format="%(message)s")
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+exporter = InMemorySpanExporter()
+provider = TracerProvider()
+provider.add_span_processor(SimpleSpanProcessor(exporter))
+trace.set_tracer_provider(provider)
+import hopwatch
+{before}
+
+async def main():
+    async with hopwatch.cascade("ask"):
+        work = asyncio.create_task(asyncio.Event().wait())
+        await asyncio.sleep(0)
+    await hopwatch.drain(0)
+    work.cancel()
+    await asyncio.wait([work])
+    for span in exporter.get_finished_spans():
+        print(span.name, "lacks", span.attributes.get("hopwatch.hop.uncounted", "nothing"))
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "disabled", "lacking"),
+    [
+        ("", "", "hopwatch_asyncio"),
+        ("import a2a.types", "", "hopwatch_asyncio,hopwatch_a2a"),
+        ("hopwatch.instrument()", "hopwatch_asyncio", "hopwatch_asyncio"),
+        (
+            "hopwatch.instrument(); import a2a.client, acp",
+            "hopwatch_acp, hopwatch_a2a",
+            "hopwatch_a2a,hopwatch_acp",
+        ),
+    ],
+)
+def test_a_hop_tells_which_instrumentations_are_not_in_place_and_the_log_says_what_to_do(
+    before, disabled, lacking
+):
+    said = in_a_new_process(CASCADE.format(before=before), OTEL_PYTHON_DISABLED_INSTRUMENTATIONS=disabled)
+    assert f"ask lacks {lacking}\n" in said
+    for use in ("cascade", "drain"):
+        named = lacking.replace(",", ", ")
+        assert (
+            f"hopwatch: hopwatch.{use} is used where not in place: {named}. What that counts is not in the account."
+            in said
+        )
+
+
+def test_where_all_is_in_place_nothing_is_lacking():
+    said = in_a_new_process(CASCADE.format(before="hopwatch.instrument(); import a2a.client, acp"))
+    assert "ask lacks nothing\n" in said
+    assert "not in place" not in said

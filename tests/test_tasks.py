@@ -356,9 +356,7 @@ def test_a_task_that_ends_while_the_ticker_reveals_it_is_over(watched, run):
     assert len(watched.ledger) == 0
 
 
-def test_tasks_that_end_on_a_loop_while_another_thread_ticks_all_the_time_end_well(
-    watched, run, switching
-):
+def test_tasks_that_end_on_a_loop_while_another_thread_ticks_all_the_time_end_well(watched, run, switching):
     stop = threading.Event()
     seen = []
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from hopwatch import attributes as names
 from hopwatch.records import Hop
 from hopwatch.verdict import ON_ITS_WAY, SECOND, SILENT_AFTER, Agent, judge
 
@@ -231,6 +232,27 @@ def test_a_peer_whose_sampler_drops_the_trace_is_named():
 
 def test_a_full_ledger_is_unknown():
     assert verdict(hop(1, dropped=3)).verdict == "unknown"
+
+
+def test_an_agent_that_does_not_count_its_tasks_is_never_settled_and_is_named_once():
+    lacking = {"attributes": {names.HOP_UNCOUNTED: "hopwatch_asyncio"}}
+    found = verdict(hop(1, children=2, **lacking), hop(2, 1, **lacking), hop(3, 1, **lacking))
+    assert found.verdict == "unknown"
+    assert [each.what for each in found.missing] == ["uncounted"]
+    assert found.reason == (
+        "The accounting is incomplete: a does not count tasks and queues of asyncio, for hopwatch_asyncio is not in place there."
+    )
+
+
+def test_an_open_hop_of_an_agent_that_does_not_count_its_tasks_is_no_stall():
+    lacking = {names.HOP_UNCOUNTED: "hopwatch_asyncio,hopwatch_a2a"}
+    still = hop(1, ended=False, waits=waiting(), moves=False, sampled=NOW - SECOND, attributes=lacking)
+    found = verdict(still, agents=alive("a"))
+    assert found.verdict == "unknown"
+    assert (
+        "tasks and queues of asyncio and messages of A2A, for hopwatch_asyncio and hopwatch_a2a are not in place"
+        in found.reason
+    )
 
 
 def test_a_late_child_that_was_corrected_for_and_not_seen_is_unknown():

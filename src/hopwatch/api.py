@@ -13,7 +13,7 @@ from weakref import ref
 from hopwatch import process as hopwatch_process
 from hopwatch.ledger import Entry
 from hopwatch.process import current as _current
-from hopwatch.process import failed
+from hopwatch.process import failed, logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -93,6 +93,22 @@ def instrument(url: str | None = None, *, service_name: str | None = None) -> No
     starting.instrument(url, service_name)
 
 
+_told_of: set[str] = set()
+
+
+def _tell_what_is_uncounted(use: str) -> None:
+    """Log once for each use that an answer of ours is not all of it here."""
+    lacking = hopwatch_process.uncounted()
+    if lacking and use not in _told_of:
+        _told_of.add(use)
+        logger.warning(
+            "hopwatch: %s is used where not in place: %s. What that counts is not in the account. "
+            "Start the program with `hopwatch run` or `opentelemetry-instrument`, or call hopwatch.instrument() first.",
+            use,
+            lacking.replace(",", ", "),
+        )
+
+
 class cascade:  # noqa: N801 - used as a function: `with hopwatch.cascade("nightly"):`
     """Declare a root: what is done inside, here and at every agent that it calls, is one cascade.
 
@@ -117,6 +133,7 @@ class cascade:  # noqa: N801 - used as a function: `with hopwatch.cascade("night
         try:
             if hopwatch_process.refused_here():
                 return self
+            _tell_what_is_uncounted("hopwatch.cascade")
             from hopwatch.telemetry import begin, within  # noqa: PLC0415 - importing hopwatch costs nothing before
 
             try:
@@ -173,6 +190,7 @@ def pending(cascade: str | None = None) -> list[Pending]:
     Args:
         cascade: only what belongs to this cascade (32 hex digits).
     """
+    _tell_what_is_uncounted("hopwatch.pending")
     ledger = hopwatch_process.here().ledger
     entries = sorted([*ledger.open_hops(), *ledger.invisible()], key=lambda each: each.started)
     return [*_as_pending(entries, cascade), *(_orphans() if cascade is None else ())]
@@ -237,6 +255,7 @@ async def drain(timeout: float | None = None, *, cascade: str | None = None) -> 
     """
     if timeout is not None and not timeout >= 0:
         raise ValueError(f"the timeout is {timeout!r}; it is 0 seconds or more, or None")
+    _tell_what_is_uncounted("hopwatch.drain")
     from hopwatch import draining  # noqa: PLC0415
 
     found = await draining.drain(timeout, cascade)

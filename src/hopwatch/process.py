@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import secrets
+import sys
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -52,6 +53,29 @@ def failed(hook: str) -> None:
             hook,
             exc_info=True,  # noqa: LOG014 - called inside an `except` block
         )
+
+
+LIBRARIES: Final = {
+    "hopwatch_asyncio": "asyncio",
+    "hopwatch_a2a": "a2a.types",
+    "hopwatch_acp": "acp.connection",
+}
+"""The instrumentations of ours, and for each a module that is loaded wherever what it counts is used."""
+
+in_place: set[str] = set()
+"""Those of them that have put all their hooks in place."""
+
+
+def uncounted() -> str:
+    """Name, with commas between them, the instrumentations that are not in place here though their library is loaded.
+
+    What the library does is not counted then, so nothing that is done here can be called over.
+    """
+    if len(in_place) == len(LIBRARIES):
+        return ""
+    return ",".join(
+        name for name, module in LIBRARIES.items() if name not in in_place and module in sys.modules
+    )
 
 
 def main_interpreter() -> bool:

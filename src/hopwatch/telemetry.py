@@ -34,7 +34,7 @@ from hopwatch import attributes as names
 from hopwatch import hop_waits, records, waits
 from hopwatch.ledger import DURATIONS_A_TICK
 from hopwatch.meters import Meters
-from hopwatch.process import current, encodable, failed, keeps_looking
+from hopwatch.process import current, encodable, failed, keeps_looking, uncounted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -201,6 +201,7 @@ class Telemetry:
     def opened(self, entry: Entry) -> None:
         """Start the span of a hop that is visible from now on, with its true start."""
         try:
+            _admit(entry)
             self._start(entry)
             if self._box is not None:
                 self._box.write(entry)
@@ -224,6 +225,7 @@ class Telemetry:
             span = hop.record
             if entry.reason:
                 entry.reason = encodable(entry.reason)
+            _admit(entry)
             span.set_attributes(records.end_attributes(entry, self._instance))
             if entry.outcome == "failed" or entry.outcome == "abandoned":
                 span.set_status(Status(StatusCode.ERROR, entry.reason))
@@ -637,6 +639,13 @@ def _sampled(context: SpanContext) -> SpanContext:
         trace_flags=TraceFlags(context.trace_flags | TraceFlags.SAMPLED),
         trace_state=context.trace_state,
     )
+
+
+def _admit(entry: Entry) -> None:
+    """Have a hop tell what is not counted where it is, if there is such a thing now."""
+    lacking = uncounted()
+    if lacking:
+        entry.set(names.HOP_UNCOUNTED, lacking)
 
 
 def _settle(span: Any, context: SpanContext) -> bool:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from hopwatch import across
 from hopwatch.attributes import (
     A2A_METHOD_NAME,
+    HOP_UNCOUNTED,
     HTTP_REFUSALS,
     HTTP_STATUS_CODE,
     INTERRUPTED_STATES,
@@ -77,7 +78,16 @@ class Missing:
     """One thing that was promised or lost, so that the accounting is not complete."""
 
     what: Literal[
-        "parent", "children", "remote", "delivery", "sampled", "dropped", "rejected", "cycle", "opaque"
+        "parent",
+        "children",
+        "remote",
+        "delivery",
+        "sampled",
+        "dropped",
+        "uncounted",
+        "rejected",
+        "cycle",
+        "opaque",
     ]
     hop: str
     """The hop that tells of it."""
@@ -371,6 +381,7 @@ def _missing(
                     f"{hop.dropped} entries below {describe(hop)} did not fit into the ledger of {hop.agent}",
                 )
             )
+    out.extend(_uncounted(hops))
     if rejected:
         out.append(Missing("rejected", "", None, f"{rejected} records of this cascade were refused"))
     circle = tree.in_cycles()
@@ -386,6 +397,29 @@ def _missing(
     # What was promised by its id says more than what only left a gap.
     out.sort(key=lambda each: _ORDER.index(each.what))
     return out, opaque
+
+
+def _uncounted(hops: Mapping[str, Hop]) -> Iterable[Missing]:
+    """What agents do not count, for an instrumentation is not in place there: each agent once."""
+    told: dict[tuple[str, str], Hop] = {}
+    for hop in hops.values():
+        lacking = hop.attributes.get(HOP_UNCOUNTED)
+        if lacking:
+            told.setdefault((hop.agent, str(lacking)), hop)
+    for (agent, lacking), hop in told.items():
+        names = lacking.split(",")
+        what = _listed([_COUNTS.get(name, "what it instruments") for name in names])
+        verb = "is" if len(names) == 1 else "are"
+        sentence = f"{agent} does not count {what}, for {_listed(names)} {verb} not in place there"
+        yield Missing("uncounted", hop.id, None, sentence)
+
+
+_COUNTS: Final = {
+    "hopwatch_asyncio": "tasks and queues of asyncio",
+    "hopwatch_a2a": "messages of A2A",
+    "hopwatch_acp": "messages of the Agent Client Protocol",
+}
+"""What each instrumentation counts, for a reader."""
 
 
 def taken_unanswered(hops: Mapping[str, Hop]) -> set[str]:
@@ -422,6 +456,7 @@ _ORDER: Final = (
     "sampled",
     "opaque",
     "dropped",
+    "uncounted",
     "rejected",
     "children",
     "parent",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import wrapt
 
-from hopwatch.process import failed
+from hopwatch.process import failed, in_place
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -91,9 +91,25 @@ def named(coroutine: Any, wrapped: Any) -> Any:
 class Patches:
     """The replacements that one instrumentor has made, in order; `undo` leaves every attribute as it was found."""
 
-    def __init__(self) -> None:
+    def __init__(self, instrumentation: str = "") -> None:
+        """Begin with none.
+
+        Args:
+            instrumentation: one of `hopwatch.process.LIBRARIES`, which is in place once `complete` says so.
+        """
+        self._instrumentation = instrumentation
         self._made: list[tuple[Any, str, Any, Any]] = []
-        self._undone = False
+        self._undone = self._lacking = False
+
+    def complete(self) -> None:
+        """Say that the instrumentation has made its replacements, or waits for imports to make them."""
+        if not self._lacking:
+            in_place.add(self._instrumentation)
+
+    def lack(self) -> None:
+        """Say that a replacement could not be made without which work is not counted: what is done from now on is never called over."""
+        self._lacking = True
+        in_place.discard(self._instrumentation)
 
     def replace(self, owner: Any, name: str, make: Callable[[Any], Any], *, bound: bool = True) -> bool:
         """Put `make(original)` in the place of `owner.name`.
@@ -162,6 +178,7 @@ class Patches:
                 hook(module)
             except Exception:  # noqa: BLE001 - an import of the application must not fail because of us
                 failed(f"import of {name}")
+                self.lack()
 
         module = sys.modules.get(name)
         if module is not None and not getattr(getattr(module, "__spec__", None), "_initializing", False):
@@ -172,6 +189,7 @@ class Patches:
     def undo(self) -> None:
         """Put everything back, the newest replacement first. What somebody else replaced after us stays theirs."""
         self._undone = True
+        in_place.discard(self._instrumentation)
         while self._made:
             owner, name, own, replacement = self._made.pop()
             if vars(owner).get(name, _ABSENT) is not replacement:

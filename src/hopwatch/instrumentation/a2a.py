@@ -535,7 +535,7 @@ class A2AInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         return ()
 
     def _instrument(self, **_: Any) -> None:
-        self._patches = Patches()
+        self._patches = Patches("hopwatch_a2a")
         self._executors: WeakSet[Any] = WeakSet()
         self._calls_grpc = False
         del missing[:]
@@ -563,6 +563,7 @@ class A2AInstrumentor(BaseInstrumentor):  # type: ignore[misc]
                 self._patches.when_imported(name, functools.partial(self._module, name))
             self._made_before(self._handlers)
             self._handlers = None
+            self._patches.complete()
         except Exception:  # noqa: BLE001 - the launcher would switch every instrumentation off
             failed("a2a.instrument")
 
@@ -589,11 +590,12 @@ class A2AInstrumentor(BaseInstrumentor):  # type: ignore[misc]
                 continue
             try:
                 owner = getattr(module, seam.owner, None)
-                if owner is None or not self._seam(seam, owner):
-                    missing.append(str(seam))
+                if owner is not None and self._seam(seam, owner):
+                    continue
             except Exception:  # noqa: BLE001 - the others are worth having without it
-                missing.append(str(seam))
                 failed("a2a.seam")
+            missing.append(str(seam))
+            self._patches.lack()
 
     def _seam(self, seam: a2a_seams.Seam, owner: Any) -> bool:
         """Put in its place what stands for a seam; returns whether this release has it."""
@@ -635,6 +637,7 @@ class A2AInstrumentor(BaseInstrumentor):  # type: ignore[misc]
             self._executor(instance.agent_executor)
         except Exception:  # noqa: BLE001
             failed("a2a.handler")
+            self._patches.lack()
         return result
 
     def _made_before(self, classes: list[type]) -> None:
@@ -654,6 +657,7 @@ class A2AInstrumentor(BaseInstrumentor):  # type: ignore[misc]
                         self._executor(executor)
                 except Exception:  # noqa: BLE001
                     failed("a2a.handler")
+                    self._patches.lack()
 
     def _executor(self, executor: Any) -> None:
         # `execute` is abstract: what can be wrapped is the class of the executor that the application brings.
@@ -665,6 +669,7 @@ class A2AInstrumentor(BaseInstrumentor):  # type: ignore[misc]
             self._executors.add(owner)
             if not self._patches.wrap(owner, "execute", _executing):
                 missing.append(f"{owner.__module__}.{owner.__qualname__}.execute")
+                self._patches.lack()
 
 
 def _made_active_task(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -591,7 +591,7 @@ class ACPInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         return ()
 
     def _instrument(self, **_: Any) -> None:
-        self._patches = Patches()
+        self._patches = Patches("hopwatch_acp")
         del missing[:]
         if hopwatch_process.refused_here():
             return
@@ -606,6 +606,7 @@ class ACPInstrumentor(BaseInstrumentor):  # type: ignore[misc]
             hopwatch_process.on_tick(acp_links.look)
             for name in acp_seams.modules():
                 self._patches.when_imported(name, functools.partial(self._module, name))
+            self._patches.complete()
         except Exception:  # noqa: BLE001 - the launcher would switch every instrumentation off
             failed("acp.instrument")
 
@@ -624,8 +625,9 @@ class ACPInstrumentor(BaseInstrumentor):  # type: ignore[misc]
                 continue
             try:
                 owner = getattr(module, seam.owner, None)
-                if owner is None or not self._patches.wrap(owner, seam.name, _WRAPPERS[seam.use]):
-                    missing.append(str(seam))
+                if owner is not None and self._patches.wrap(owner, seam.name, _WRAPPERS[seam.use]):
+                    continue
             except Exception:  # noqa: BLE001 - the others are worth having without it
-                missing.append(str(seam))
                 failed("acp.seam")
+            missing.append(str(seam))
+            self._patches.lack()

@@ -38,7 +38,7 @@ class AsyncioInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         return ()
 
     def _instrument(self, **_: Any) -> None:
-        self._patches = patches = Patches()
+        self._patches = patches = Patches("hopwatch_asyncio")
         if hopwatch_process.refused_here():
             return
         try:
@@ -58,6 +58,7 @@ class AsyncioInstrumentor(BaseInstrumentor):  # type: ignore[misc]
                 ("concurrent.futures.process", lambda module: jobs.instrument_processes(patches, module)),
             ):
                 patches.when_imported(name, hook)
+            patches.complete()
             inspect_socket.open_socket()
         except Exception:  # noqa: BLE001 - the launcher would switch every instrumentation off
             failed("asyncio.instrument")
