@@ -255,6 +255,30 @@ def test_an_open_hop_of_an_agent_that_does_not_count_its_tasks_is_no_stall():
     )
 
 
+def test_settled_says_what_failed_for_it_does_not_mean_successful():
+    found = verdict(
+        hop(1, children=2),
+        hop(2, 1, kind="push", outcome="failed", reason="503", peer="refused", peer_name="b:80"),
+        hop(
+            3,
+            1,
+            agent="b",
+            outcome="failed",
+            reason="ValueError: no.",
+            task_id="t",
+            task_state="TASK_STATE_FAILED",
+        ),
+        hop(4, 1, agent="b", remote=True, outcome="cancelled", task_id="u", task_state="TASK_STATE_WORKING"),
+        hop(5, 1, agent="b", remote=True, task_id="u", task_state="TASK_STATE_CANCELED", age=599),
+        hop(6, 1, agent="b", remote=True, task_id="v", task_state="TASK_STATE_COMPLETED"),
+    )
+    assert found.reason == (
+        "Settled: all 6 hops have ended, and every hop that was declared was seen. 2 of them failed, first push of a to b:80: 503. "
+        "1 of them was cancelled. A2A tasks that ended otherwise than completed: 1 canceled and 1 failed."
+    )
+    assert found.verdict == "settled"
+
+
 def test_a_late_child_that_was_corrected_for_and_not_seen_is_unknown():
     assert verdict(hop(1, late_children=1)).verdict == "unknown"
     assert verdict(hop(1, late_children=1), hop(2, 1, late=True)).verdict == "settled"

@@ -216,6 +216,8 @@ PEERS: Final = ("instrumented", "opaque", "refused", "unknown")
 TERMINAL_STATES: Final = frozenset(
     {"TASK_STATE_COMPLETED", "TASK_STATE_CANCELED", "TASK_STATE_FAILED", "TASK_STATE_REJECTED"}
 )
+COMPLETED: Final = "TASK_STATE_COMPLETED"
+"""The terminal state of a task that did what it was asked for."""
 RPC_ANSWERS: Final = frozenset(
     {
         "INVALID_ARGUMENT", "NOT_FOUND", "ALREADY_EXISTS", "PERMISSION_DENIED", "FAILED_PRECONDITION", "ABORTED",

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from hopwatch import across
 from hopwatch.attributes import (
     A2A_METHOD_NAME,
+    COMPLETED,
     HOP_UNCOUNTED,
     HTTP_REFUSALS,
     HTTP_STATUS_CODE,
@@ -161,7 +162,7 @@ def judge(
     where = f" up to {_listed(opaque)}, which hopwatch cannot see into" if opaque else ""
     late = sum(1 for hop in hops.values() if hop.late)
     note = f" {late} of them began late, after the hop that caused them had closed." if late else ""
-    reason = f"Settled{where}: {_all(len(hops))} ended, and every hop that was declared was seen.{note}"
+    reason = f"Settled{where}: {_all(len(hops))} ended, and every hop that was declared was seen.{note}{_went_wrong(hops)}"
     return Verdict("settled", reason, [], [], opaque)
 
 
@@ -280,6 +281,32 @@ class _Tree:
                 reached.add(hop.id)
                 todo.extend(self.below.get(hop.id, ()))
         return [hop for hop in self.hops.values() if hop.id not in reached]
+
+
+def _went_wrong(hops: Mapping[str, Hop]) -> str:
+    """What a reader of "settled", which says over and not successful, wants to know next; empty where all went well."""
+    out = ""
+    failed = sorted(
+        (hop for hop in hops.values() if hop.outcome == "failed"), key=lambda hop: (hop.ended or 0, hop.id)
+    )
+    if failed:
+        first = failed[0]
+        why = f": {first.reason}" if first.reason else ""
+        out += f" {len(failed)} of them failed, first {describe(first)}{why.rstrip('.')}."
+    cancelled = sum(1 for hop in hops.values() if hop.outcome == "cancelled")
+    if cancelled:
+        out += f" {cancelled} of them {'was' if cancelled == 1 else 'were'} cancelled."
+    states: dict[tuple[str, str], tuple[str, int]] = {}
+    for hop in hops.values():
+        if hop.kind == "execution" and hop.task_id and hop.task_state:
+            known = states.get((hop.agent, hop.task_id))
+            if known is None or newer_state(known[0], known[1], hop.task_state, hop.task_at):
+                states[hop.agent, hop.task_id] = (hop.task_state, hop.task_at)
+    ends = Counter(_state(state) for state, _ in states.values() if state != COMPLETED)
+    if ends:
+        told = _listed([f"{count} {state}" for state, count in sorted(ends.items())])
+        out += f" A2A tasks that ended otherwise than completed: {told}."
+    return out
 
 
 def _all(count: int) -> str:
