@@ -57,6 +57,13 @@ def watched(monkeypatch):
         assert process.failures == {}
 
 
+@pytest.fixture(autouse=True)
+def partly_instrumented(monkeypatch, request):
+    """A test instruments what it is about, in a process that has loaded all the libraries of the others; that is not to be told of."""
+    if request.node.get_closest_marker("uncounted") is None:
+        monkeypatch.setattr(process, "LIBRARIES", {})
+
+
 @pytest.fixture
 def switching():
     """Threads take turns every few instructions, so that a step which another thread may not see half done is seen half done."""

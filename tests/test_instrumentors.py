@@ -139,6 +139,7 @@ def test_a_hook_for_an_import_that_fails_does_not_fail_the_import(monkeypatch):
     assert "hopwatch_a2a" not in process.in_place
 
 
+@pytest.mark.uncounted
 def test_a_release_that_lacks_what_is_to_be_wrapped_is_not_taken_for_counted(monkeypatch):
     from hopwatch import process
     from hopwatch.instrumentation import a2a, a2a_seams
