@@ -152,7 +152,7 @@ def test_a_release_that_lacks_what_is_to_be_wrapped_is_not_taken_for_counted(mon
     try:
         __import__(gone.module)
         assert a2a.missing == [str(gone)]
-        assert process.uncounted().split(",")[-1] == "hopwatch_a2a"
+        assert "hopwatch_a2a" in process.uncounted().split(",")
     finally:
         instrumentor.uninstrument()
     monkeypatch.undo()
