@@ -202,6 +202,32 @@ def test_settings_that_cannot_be_used_are_told_of_and_the_defaults_hold():
     assert read_settings({"HOPWATCH_SAMPLING": " ALL "}).sampling == "all"
 
 
+def test_a_variable_whose_name_is_nearly_one_of_ours_is_told_of_and_no_other():
+    settings = read_settings({"HOPWATCH_DETIAL": "all", "HOPWATCH_SERVICE_LOOP": "a:b", "HOPWATCH_MINE": "1"})
+    assert settings.problems == (
+        "HOPWATCH_DETIAL is none of hopwatch's settings, but HOPWATCH_DETAIL is",
+        "HOPWATCH_SERVICE_LOOP is none of hopwatch's settings, but HOPWATCH_SERVICE_LOOPS is",
+    )
+    # What Kubernetes gives each pod beside a service of the name `hopwatch`.
+    of_a_service = (
+        "SERVICE_HOST",
+        "SERVICE_PORT",
+        "SERVICE_PORT_HTTP",
+        "PORT",
+        "PORT_4318_TCP",
+        "PORT_4318_TCP_PROTO",
+    )
+    assert read_settings({f"HOPWATCH_{name}": "1" for name in of_a_service}).problems == ()
+
+
+def test_a_pattern_that_no_service_loop_can_match_is_told_of_and_the_others_hold():
+    settings = read_settings({"HOPWATCH_SERVICE_LOOPS": "refresh, shop:refresh, *refresh"})
+    assert settings.problems == (
+        "HOPWATCH_SERVICE_LOOPS has 'refresh', which is no function's whole name; a pattern is module:qualname, such as *:refresh",
+    )
+    assert settings.service_loops == ("refresh", "shop:refresh", "*refresh")
+
+
 SETUP = """
 import json, os, sys, threading, time
 from opentelemetry import trace

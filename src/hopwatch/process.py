@@ -174,6 +174,31 @@ class Settings(NamedTuple):
     problems: tuple[str, ...] = ()
 
 
+_VARIABLES: Final = (
+    "DETAIL", "REVEAL_AFTER", "CAPACITY", "SERVICE_LOOPS", "APPLICATION", "BLACKBOX", "SHUTDOWN_TIMEOUT", "SIGNALS", "DRAIN",
+    "ACP_INJECT", "REPORT", "SAMPLING", "URL", "TOKEN_FILE",
+)  # fmt: skip
+"""What follows `HOPWATCH_` in the name of each variable that a program or a command may be given."""
+_OF_KUBERNETES: Final = re.compile(r"(SERVICE_HOST|(SERVICE_)?PORT(_.*)?)")
+"""What a pod is told of a service that somebody called `hopwatch`."""
+
+
+def _misspelt(environment: Any) -> list[str]:
+    """A sentence for each variable whose name is nearly one of ours."""
+    given = [key[9:] for key in environment if key.startswith("HOPWATCH_")]
+    others = [key for key in given if key not in _VARIABLES and not _OF_KUBERNETES.fullmatch(key)]
+    if not others:
+        return []
+    from difflib import get_close_matches  # noqa: PLC0415 - seldom needed
+
+    meant = {key: get_close_matches(key, _VARIABLES, 1, 0.8) for key in sorted(others)}
+    return [
+        f"HOPWATCH_{key} is none of hopwatch's settings, but HOPWATCH_{found[0]} is"
+        for key, found in meant.items()
+        if found
+    ]
+
+
 def _written(value: float) -> str:
     """A number as one writes it: 10,000,000 and 0.05."""
     return f"{value:,.0f}" if value == int(value) else f"{value:g}"
@@ -185,7 +210,7 @@ def read_settings(environment: Any = os.environ) -> Settings:
     Returns:
         The settings, with a sentence in `problems` for each value that could not be used.
     """
-    problems: list[str] = []
+    problems = _misspelt(environment)
     detail = environment.get("HOPWATCH_DETAIL", "hops").strip().lower() or "hops"
     if detail not in ("hops", "all"):
         problems.append(f"HOPWATCH_DETAIL is {detail!r}; it is hops or all. hops is used")
@@ -223,13 +248,19 @@ def read_settings(environment: Any = os.environ) -> Settings:
         problems.append(f"HOPWATCH_SAMPLING is {sampling!r}; it is follow or all. follow is used")
         sampling = "follow"
 
+    loops = tuple(
+        each.strip() for each in environment.get("HOPWATCH_SERVICE_LOOPS", "").split(",") if each.strip()
+    )
+    problems.extend(
+        f"HOPWATCH_SERVICE_LOOPS has {each!r}, which is no function's whole name; a pattern is module:qualname, such as *:{each}"
+        for each in loops
+        if ":" not in each and not {*"*?["} & {*each}
+    )
     return Settings(
         detail=detail,
         reveal_after=number("HOPWATCH_REVEAL_AFTER", 1.0, 0.05, 3600.0),
         capacity=int(number("HOPWATCH_CAPACITY", CAPACITY, 16, 10_000_000)),
-        service_loops=tuple(
-            each.strip() for each in environment.get("HOPWATCH_SERVICE_LOOPS", "").split(",") if each.strip()
-        ),
+        service_loops=loops,
         blackbox=blackbox,
         shutdown_timeout=number("HOPWATCH_SHUTDOWN_TIMEOUT", 3.0, 0.0, 600.0),
         signals=signals == "on",
