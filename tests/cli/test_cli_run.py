@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -86,6 +87,10 @@ def ran(*arguments, **more):
         ("uvicorn", "uvicorn"),
         ("./worker", "worker"),
         ("worker.py", "worker"),
+        ("python agents/planner/main.py", "planner"),
+        ("python agents/planner/app/main.py", "main"),
+        ("agents/planner/server.py", "planner"),
+        ("uvicorn shop.main:app", "shop.main"),
     ],
 )
 def test_an_agent_is_called_after_its_script_or_module(command, name):
@@ -102,6 +107,8 @@ def test_the_defaults_say_what_the_environment_does_not():
         "OTEL_LOGS_EXPORTER": "otlp",
         "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
         "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318",
+        "OTEL_EXPORTER_OTLP_METRICS_TIMEOUT": "2",
+        "OTEL_EXPORTER_OTLP_LOGS_TIMEOUT": "2",
         "OTEL_INSTRUMENTATION_A2A_SDK_ENABLED": "false",
     }
 
@@ -437,3 +444,38 @@ def test_a_setting_that_cannot_be_used_is_told_before_the_program_begins(program
     done = ran("--", sys.executable, program("print('ran')"), HOPWATCH_DETAIL="lots")
     assert (done.returncode, done.stdout) == (0, "ran\n")
     assert done.stderr == "hopwatch: HOPWATCH_DETAIL is 'lots'; it is hops or all. hops is used.\n"
+
+
+def test_a_program_that_is_called_main_is_called_after_the_folder_that_it_is_started_in(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "planner").mkdir()
+    monkeypatch.chdir(tmp_path / "planner")
+    assert run.service_name(["uvicorn", "main:app"]) == "planner"
+    assert run.service_name(["python", "-m", "main"]) == "planner"
+    assert run.service_name(["python", "main.py"]) == "planner"
+
+
+@pytest.mark.processes
+def test_a_collector_that_is_not_there_is_told_of_before_the_program_begins(program, taken_port):
+    told = {"OTEL_TRACES_EXPORTER": "otlp"}  # nothing is ever sent: hopwatch's instrumentation is off here
+    nobody = f"http://127.0.0.1:{taken_port}"
+    done = ran("--url", nobody, "--", sys.executable, program("print('ran')"), **told)
+    assert (done.returncode, done.stdout) == (0, "ran\n")
+    assert f"hopwatch: no collector answers at {nobody} (" in done.stderr
+    assert "Remedy: start `hopwatch serve`" in done.stderr
+    # Where somebody else's settings say where telemetry goes, that is theirs to know.
+    done = ran("--", sys.executable, program("print('ran')"), OTEL_EXPORTER_OTLP_ENDPOINT=nobody, **told)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "ran\n", "")
+    with socket.create_server(("127.0.0.1", 0)) as somebody:
+        url = f"http://127.0.0.1:{somebody.getsockname()[1]}"
+        done = ran("--url", url, "--", sys.executable, program("print('ran')"), **told)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "ran\n", "")
+
+
+@pytest.fixture
+def taken_port():
+    """A port that is taken, and where nobody listens."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]

@@ -17,6 +17,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -52,6 +53,13 @@ _PYTHON: Final = re.compile(r"(python|pypy)[0-9.]*t?(\.exe)?")
 """What interpreters are called."""
 _NOT_THERE: Final = 3
 """What a Python ends with that is asked for hopwatch and has none."""
+_SAY_NOTHING: Final = frozenset({"main", "app", "server", "asgi", "wsgi"})
+"""Names that the scripts and modules of many agents have; their folder's is a better one."""
+_SAY_NOTHING_EITHER: Final = frozenset({*_SAY_NOTHING, "src", "code", "workspace", "usr", "home", "tmp", ""})
+"""Folders' names that are no better."""
+_PROXIES: Final = ("http_proxy", "https_proxy", "all_proxy")
+ANSWERS_WITHIN: Final = 0.5
+"""Seconds that a collector has to take a connection, before the user is told that none answers."""
 _WITH_VALUE: Final = frozenset({"-W", "-X", "--check-hash-based-pycs"})
 """Options of Python that take the next argument as their value."""
 _EXPORTERS: Final = {
@@ -75,9 +83,18 @@ def service_name(command: Sequence[str]) -> str:
     """What an agent is called that is started by this command: its script, its module, or its program.
 
     Args:
-        command: as `["python", "-m", "shop.worker"]` (`shop.worker`), `["python", "worker.py"]` (`worker`), or
-            `["uvicorn", "worker:app"]` (`worker`).
+        command: as `["python", "-m", "shop.worker"]` (`shop.worker`), `["python", "worker.py"]` (`worker`),
+            `["uvicorn", "worker:app"]` (`worker`), or `["python", "worker/main.py"]` (`worker`, for `main` would say nothing).
     """
+    named, folder = _script(command)
+    if named in _SAY_NOTHING and (better := folder.resolve().name).lower() not in _SAY_NOTHING_EITHER:
+        return better
+    return named
+
+
+def _script(command: Sequence[str]) -> tuple[str, Path]:
+    """What a command runs, and the folder in which that is looked for."""
+    here = Path()
     program = os.path.basename(command[0])  # noqa: PTH119 - compared as text
     rest = list(command[1:])
     if _PYTHON.fullmatch(program):
@@ -90,20 +107,21 @@ def service_name(command: Sequence[str]) -> str:
                 program = given[2:]
                 break
             if given.startswith("-c"):
-                return program
+                return program, here
             if given in _WITH_VALUE and rest:
                 rest.pop(0)
             elif given != "-" and not given.startswith("-"):
                 path = Path(given)
-                return (path.parent.resolve().name if path.name == "__main__.py" else path.stem) or program
+                name = path.parent.resolve().name if path.name == "__main__.py" else path.stem
+                return name or program, path.parent
         else:
-            return program
+            return program, here
     if program.partition(".")[0] in _SERVERS:
         for given in rest:
             module, colon, _ = given.partition(":")
             if colon and re.fullmatch(r"[A-Za-z_][\w.]*", module):
-                return module
-    return program.removesuffix(".py").removesuffix(".__main__")
+                return module, here
+    return program.removesuffix(".py").removesuffix(".__main__"), Path(command[0]).parent
 
 
 def set_defaults(
@@ -111,7 +129,7 @@ def set_defaults(
     command: Sequence[str],
     url: str | None = None,
     token: str | None = None,
-) -> None:
+) -> str | None:
     """Put what an agent needs into its environment, where that says nothing yet.
 
     Args:
@@ -120,6 +138,9 @@ def set_defaults(
         url: the collector, if one was named; it then replaces what the environment says of OTLP.
         token: what the collector wants, if it was named. Otherwise that in the file that `HOPWATCH_TOKEN_FILE` names
             is sent, but only where it is us who say where telemetry goes: nobody else shall get it.
+
+    Returns:
+        The collector's address, where it is us who say where telemetry goes.
 
     Raises:
         TokenError: the file that `HOPWATCH_TOKEN_FILE` names cannot be used.
@@ -150,12 +171,17 @@ def set_defaults(
         authorities = environment.get("SSL_CERT_FILE", "").strip()
         if authorities and environment["OTEL_EXPORTER_OTLP_ENDPOINT"].startswith("https://"):
             _default(environment, "OTEL_EXPORTER_OTLP_CERTIFICATE", authorities)
+        # The collector needs neither metrics nor logs: they shall not hold up the program's end for long where it is not there.
+        if not environment.get("OTEL_EXPORTER_OTLP_TIMEOUT", "").strip():
+            _default(environment, "OTEL_EXPORTER_OTLP_METRICS_TIMEOUT", "2")
+            _default(environment, "OTEL_EXPORTER_OTLP_LOGS_TIMEOUT", "2")
         file = environment.get(VARIABLE, "").strip()
         if token is None and file:
             token = read_token(file)
     if token is not None:
         put_into(environment, token)
     _default(environment, "OTEL_INSTRUMENTATION_A2A_SDK_ENABLED", "false")
+    return None if says else environment["OTEL_EXPORTER_OTLP_ENDPOINT"]
 
 
 def _default(environment: MutableMapping[str, str], name: str, value: str) -> None:
@@ -465,11 +491,13 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         except argparse.ArgumentTypeError as error:
             raise RunError(f"HOPWATCH_URL: {error}.", 2) from None
         try:
-            set_defaults(os.environ, command, options.url, options.token)
+            collector = set_defaults(os.environ, command, options.url, options.token)
         except TokenError as error:
             raise RunError(f"{VARIABLE}: {error}.", 2) from None
         check_installed(os.environ, find(command))
         _tell_of_settings()
+        if collector is not None and "otlp" in os.environ["OTEL_TRACES_EXPORTER"]:
+            _tell_if_nobody_answers(collector)
         if options.drain is not None:
             os.environ["HOPWATCH_DRAIN"] = f"{options.drain:g}"
         if not options.gate and options.report is None:
@@ -486,6 +514,24 @@ def _tell_of_settings() -> None:
 
     for problem in read_settings().problems:
         sys.stderr.write(f"hopwatch: {plain(problem)}.\n")
+
+
+def _tell_if_nobody_answers(collector: str) -> None:
+    """Say so if no collector takes a connection: whoever starts a first agent may have forgotten to start one."""
+    from urllib.parse import urlsplit  # noqa: PLC0415 - slow to import
+
+    address = urlsplit(collector)
+    if any(os.environ.get(name) for proxy in _PROXIES for name in (proxy, proxy.upper())):
+        return  # the exporter may go another way
+    port = address.port or (443 if address.scheme == "https" else 80)
+    try:
+        socket.create_connection((address.hostname or "", port), ANSWERS_WITHIN).close()
+    except OSError as error:
+        why = plain(error.strerror or str(error))
+        sys.stderr.write(
+            f"hopwatch: no collector answers at {plain(collector)} ({why}). The program runs all the same; as long as there is none, nothing is "
+            "known of it, its exporters say so, and its end takes some seconds more. Remedy: start `hopwatch serve`, or name the collector by --url.\n"
+        )
 
 
 def _watch(command: list[str], path: str | None, *, gate: bool) -> NoReturn:
