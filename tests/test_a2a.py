@@ -35,7 +35,7 @@ from a2a.types.a2a_pb2 import (
     TaskPushNotificationConfig,
 )
 from starlette.applications import Starlette
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 import hopwatch
@@ -801,6 +801,91 @@ def test_a_redirect_reaches_two_and_both_have_to_be_known():
         assert verdict(hops).verdict == "settled"
         first = next(each for each in below if each.kind == "webhook")
         assert verdict({key: each for key, each in hops.items() if key != first.id}).verdict == "unknown"
+
+    run(story)
+
+
+def test_a_gateway_that_hands_on_both_ways_acknowledges_for_two_and_both_have_to_be_known():
+    async def story():
+        async with agent() as url, httpx.AsyncClient(timeout=60) as http:
+            ends_here = ("host", "content-length", "transfer-encoding", "date", "server")
+
+            def passed_on(headers):
+                return {key: value for key, value in headers.items() if key not in ends_here}
+
+            async def relay(asked):
+                said = await http.post(url, content=await asked.body(), headers=passed_on(asked.headers))
+                return Response(said.content, said.status_code, headers=passed_on(said.headers))
+
+            gate = Starlette(routes=[Route("/", relay, methods=["POST"])])
+            async with served(gate) as way, client(way) as peer:
+                await answers(peer, request())
+                await over()
+        hops = only_cascade()
+        sent = hop(hops, "send")
+        assert (sent.peer, sent.attempts) == ("instrumented", 2)
+        below = {each.kind: each for each in hops.values() if each.parent == sent.id}
+        assert set(below) == {"webhook", "request"}
+        assert verdict(hops).verdict == "settled"
+        for lost in below.values():
+            came = {key: each for key, each in hops.items() if lost.id not in (each.id, each.parent)}
+            assert verdict(came).verdict == "unknown"
+
+    run(story)
+
+
+@contextlib.asynccontextmanager
+async def nobody_there():
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{held.getsockname()[1]}"
+
+
+def busy():
+    async def refuse(_):
+        return Response(status_code=503)
+
+    return served(Starlette(routes=[Route("/", refuse, methods=["POST"])]))
+
+
+@pytest.mark.parametrize("first", ["nobody there", 503])
+@pytest.mark.parametrize("anew", [False, True], ids=["the same request", "another request"])
+def test_a_client_of_the_applications_own_that_tries_again_reaches_whoever_takes_the_last_try(anew, first):
+    async def story():
+        tries = []
+
+        async with agent() as url, nobody_there() if first == "nobody there" else busy() as bad:
+
+            class Patient(httpx.AsyncClient):
+                async def send(self, message, **options):
+                    for base in (bad, url):
+                        tries.append(base)
+                        if anew:
+                            message = self.build_request("POST", f"{base}/", json=json.loads(message.content))
+                        message.url = httpx.URL(f"{base}/")
+                        with contextlib.suppress(httpx.ConnectError):
+                            response = await super().send(message, **options)
+                            if response.status_code != 503:
+                                return response
+                    raise AssertionError("nobody took it")
+
+            async with Patient(timeout=60) as http:
+                config = ClientConfig(
+                    httpx_client=http, streaming=False, supported_protocol_bindings=["JSONRPC"]
+                )
+                await answers(ClientFactory(config).create(card_of(url, "JSONRPC")), request())
+                await over()
+        assert len(tries) == 2
+        hops = only_cascade()
+        sent, taken = hop(hops, "send"), hop(hops, "request")
+        assert taken.parent == sent.id
+        assert (sent.peer, sent.peer_hop, sent.reason) == ("instrumented", taken.id, None)
+        assert names.ERROR_TYPE not in sent.attributes
+        assert names.HTTP_STATUS_CODE not in sent.attributes
+        assert sent.attempts == (2 if first == 503 else 0)
+        # Whoever answered 503 has hopwatch, too, so it is known that nothing came of that.
+        assert verdict(hops).verdict == "settled"
+        assert verdict({sent.id: sent}).verdict == "unknown"
 
     run(story)
 

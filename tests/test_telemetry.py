@@ -189,6 +189,26 @@ def test_an_acknowledgement_is_taken_only_for_its_own_cascade(process):
         hop.finish()
 
 
+def test_of_several_acknowledgements_in_one_answer_each_hop_must_come(process):
+    sent = open_hop(process, kind="send")
+    gateway, worker = (open_hop(process, kind="request", parent=sent) for _ in range(2))
+    given = [propagation.acknowledgement(each, sent.cascade) for each in (worker, gateway)]
+    propagation.acknowledged(sent, ", ".join([*given, "00-somebody-else's-01"]))
+    assert sent.attributes[names.PEER] == "instrumented"
+    assert sent.attributes[names.PEER_HOP] == worker.id
+    assert sent.attributes[names.PEER_ATTEMPTS] == 2
+    # One that had no room to account for it is not made good by the other.
+    full = open_hop(process, kind="send")
+    propagation.acknowledged(
+        full,
+        f"{propagation.acknowledgement(None, full.cascade)}, {'00-' + full.cascade + '-' + 'a' * 16 + '-01'}",
+    )
+    assert full.attributes[names.PEER] == "instrumented"
+    assert names.PEER_HOP not in full.attributes
+    for hop in (gateway, worker, sent, full):
+        hop.finish()
+
+
 def test_settings_that_cannot_be_used_are_told_of_and_the_defaults_hold():
     settings = read_settings(
         {"HOPWATCH_DETAIL": "loud", "HOPWATCH_REVEAL_AFTER": "soon", "HOPWATCH_CAPACITY": "-3"}

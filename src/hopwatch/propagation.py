@@ -121,13 +121,29 @@ def number(header: str) -> int:
 
 
 def acknowledged(entry: Entry, header: str | None) -> None:
-    """Record on a send or push what its peer answered: instrumented with its hop, or opaque."""
-    parts = header.strip().split("-") if header else []
-    if len(parts) != 4 or parts[1] != entry.cascade or len(parts[2]) != 16 or not _HEX.issuperset(parts[2]):
+    """Record on a send or push what its peer answered: instrumented with its hop, or opaque.
+
+    A gateway that is instrumented itself, and hands on what it is asked and what it is answered, makes one header of several
+    acknowledgements, with commas between them: as many hops must come.
+    """
+    found = []
+    for each in header.split(",") if header else ():
+        parts = each.strip().split("-")
+        if (
+            len(parts) == 4
+            and parts[1] == entry.cascade
+            and len(parts[2]) == 16
+            and _HEX.issuperset(parts[2])
+        ):
+            found.append((parts[2], parts[3]))
+    if not found:
         entry.set(names.PEER, "opaque")
         return
     entry.set(names.PEER, "instrumented")
-    if int(parts[2], 16):
-        entry.set(names.PEER_HOP, parts[2])
-    if parts[3][-1:] not in ("1", "3", "5", "7", "9", "b", "d", "f"):
+    if all(int(hop, 16) for hop, _ in found):
+        entry.set(names.PEER_HOP, found[0][0])
+    if not all(flags[-1:] in tuple("13579bdf") for _, flags in found):
         entry.set(names.PEER_SAMPLED, False)
+    if len(found) > 1:
+        before = (entry.attributes or {}).get(names.PEER_ATTEMPTS, 0)
+        entry.set(names.PEER_ATTEMPTS, max(len(found), before))

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import contextvars
+import gc
 from collections import Counter
 
 import pytest
@@ -576,5 +578,100 @@ def at_once(engine, many):
             assert tree(hops) == MESSAGE
             assert hop(hops, "execution").task_state == "TASK_STATE_COMPLETED"
             assert verdict(hops).verdict == "settled"
+
+    run(story)
+
+
+@engines
+@pytest.mark.parametrize("who", ["a task of its own", "somebody else"])
+def test_a_task_that_moves_after_its_execution_is_settled_once_it_is_completed(who, engine, monkeypatch):
+    monkeypatch.setenv("HOPWATCH_REVEAL_AFTER", "0.05")
+    fresh()
+
+    async def story():
+        go_on, kept = asyncio.Event(), []
+
+        async def later(updater):
+            await go_on.wait()
+            await updater.complete()
+
+        async def work(updater):
+            await updater.start_work()
+            if who == "somebody else":
+                kept.append((updater, None))
+            else:
+                kept.append((updater, asyncio.create_task(later(updater))))
+
+        def execution_has_ended():
+            return [each for each in ended() if each.attributes[names.HOP_KIND] == "execution"]
+
+        async with agent(work, engine=engine) as there, client(there.url) as peer:
+            (answer,) = await peer.send(now=True)
+            await until(execution_has_ended)
+            if who == "somebody else":
+                await over()
+                assert verdict(only_cascade()).verdict == "stranded"
+                gc.collect()  # nobody has the execution any more
+                await contextvars.Context().run(asyncio.create_task, kept[0][0].complete())
+            else:
+                go_on.set()
+                await kept[0][1]
+            state = ""
+
+            async def moved():
+                nonlocal state
+                state = task_of(await peer.get_task(task_of(answer)[0]))[1]
+                return state == "TASK_STATE_COMPLETED" or engine != "active"
+
+            while not await moved():
+                await asyncio.sleep(0.01)
+            await over()
+        # The other engines close the queue when `execute` returns: what comes later is never stored, and the task works for ever.
+        assert state == ("TASK_STATE_COMPLETED" if engine == "active" else "TASK_STATE_WORKING")
+        assert verdict(only_cascade()).verdict == ("settled" if engine == "active" else "stranded")
+
+    run(story)
+
+
+@pytest.mark.usefixtures("rather_patient")
+@engines
+def test_what_a_thread_without_context_reports_belongs_to_the_message_that_it_works_for(engine):
+    async def story():
+        route, pushed = inbox()
+        rounds = []
+
+        async def work(updater):
+            loop = asyncio.get_running_loop()
+            rounds.append(updater)
+
+            def job():
+                end = updater.requires_input() if len(rounds) == 1 else updater.complete()
+                asyncio.run_coroutine_threadsafe(end, loop).result(60)
+
+            await loop.run_in_executor(None, job)
+
+        async with agent(work, route, engine=engine) as there, client(there.url) as peer:
+            (answer,) = await peer.send(webhook=there.hook)
+            await over(left_behind(engine))
+            before = len(pushed)
+            (first,) = cascades().values()
+            judged = verdict(first).verdict
+            task = answer[0] if isinstance(answer, tuple) else answer.task
+            await peer.send(task=task.id, context=task.context_id)
+            await over(left_behind(engine))
+        assert pushed[before - 1] == "TASK_STATE_INPUT_REQUIRED"
+        assert pushed[-1] == "TASK_STATE_COMPLETED"
+        earlier = hop(first, "execution").id
+        both = cascades().values()
+        (again,) = [hops for hops in both if earlier in hops]
+        (second,) = [hops for hops in both if earlier not in hops]
+        for hops, posts in ((again, before), (second, len(pushed) - before)):
+            assert (count(hops)["push"], count(hops)["webhook"]) == (posts, posts)
+            assert [each.kind for each in hops.values() if each.parent is None] == ["send"]
+            for each in hops.values():
+                if each.kind == "push":
+                    assert hops[each.parent].kind in ("execution", "request")
+        if left_behind(engine) is None:
+            assert (judged, verdict(second).verdict) == ("waiting", "settled")
 
     run(story)

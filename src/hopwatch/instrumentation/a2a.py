@@ -83,8 +83,23 @@ _states: dict[Any, str] = {}
 missing: list[str] = []
 """Seams that the installed release does not have."""
 
-_executions: OrderedDict[str, tuple[Any, Any]] = OrderedDict()
-"""Weak reference to the latest execution of a task, and the context of its span."""
+
+class _Latest:
+    """The latest execution of a task.
+
+    It is kept while its task is in a state that is not terminal: who moves the task later, when nothing of the execution is left, has to
+    be told of for the cascade of the execution.
+    """
+
+    __slots__ = ("context", "entry", "kept")
+
+    def __init__(self, entry: Entry) -> None:
+        self.entry = ref(entry)
+        self.context = entry.span.context if isinstance(entry.span, HopSpan) else None
+        self.kept: Entry | None = None
+
+
+_executions: OrderedDict[str, _Latest] = OrderedDict()
 
 
 def _lost(hook: str) -> None:
@@ -360,8 +375,8 @@ def _open_execution(executor: Any, context: Any, queue: Any) -> Entry | None:
             attributes[names.CODE_LINE_NUMBER] = code.co_firstlineno
         links = []
         before = _executions.get(task_id) if task_id else None
-        if before is not None and before[1] is not None:
-            links.append(Link(before[1]))
+        if before is not None and before.context is not None:
+            links.append(Link(before.context))
         entry = begin(
             hopwatch_process.here(),
             "execution",
@@ -374,16 +389,14 @@ def _open_execution(executor: Any, context: Any, queue: Any) -> Entry | None:
         if entry is None:
             return None
         if task_id:
-            _executions[task_id] = (
-                ref(entry),
-                entry.span.context if isinstance(entry.span, HopSpan) else None,
-            )
+            _executions[task_id] = _Latest(entry)
             _executions.move_to_end(task_id)
             while len(_executions) > MAX_EXECUTIONS:
                 _executions.popitem(last=False)
         _take_over(entry, parent, task, queue)
         events = a2a_events.of(queue)
         if events is not None:
+            events.latest = ref(entry)
             completion = entry.ledger.open("event", "the SDK's processing of the last event", entry)
             if completion is not None:
                 completion.quiet = True
@@ -441,9 +454,15 @@ def _saving(original: Any) -> Any:
     async def _save_task(self: Any, task: Any) -> Any:
         result = await original(self, task)
         try:
-            entry = latest_execution(task.id)
-            if entry is not None:
-                entry.set(names.A2A_TASK_STATE, _state(task.status.state))
+            latest = _executions.get(task.id)
+            entry = latest.entry() if latest is not None else None
+            if latest is not None and entry is not None:
+                state = _state(task.status.state)
+                latest.kept = None if state in names.TERMINAL_STATES else entry
+                if (entry.attributes or {}).get(names.A2A_TASK_STATE) != state:
+                    entry.set(names.A2A_TASK_STATE, state)
+                    if entry.closed:  # its record has said something else, or may have
+                        entry.ledger.observer.late(entry)
         except Exception:  # noqa: BLE001
             failed("a2a.save")
         return result
@@ -574,6 +593,7 @@ class A2AInstrumentor(BaseInstrumentor):  # type: ignore[misc]
             a2a_results.forget()
             a2a_streams.forget()
             a2a_grpc.forget()
+            _executions.clear()
         except Exception:  # noqa: BLE001
             failed("a2a.uninstrument")
 
@@ -679,10 +699,3 @@ def _made_active_task(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs
     except Exception:  # noqa: BLE001
         failed("a2a.active_task")
     return result
-
-
-def latest_execution(task_id: str) -> Entry | None:
-    """The latest execution of an A2A task in this process, if it is known and was not collected."""
-    latest = _executions.get(task_id)
-    entry: Entry | None = latest[0]() if latest is not None else None
-    return entry

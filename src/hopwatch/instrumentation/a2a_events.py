@@ -36,6 +36,7 @@ class Events:
         "counted",
         "inside",
         "last",
+        "latest",
         "over",
         "processed",
         "source",
@@ -59,6 +60,8 @@ class Events:
         """The hop of the event that the consumer is at."""
         self.taken = self.last = False
         """Of 1.0, whose consumer has no method for one event: whether it is at one, and whether that ends an execution."""
+        self.latest: Any = None
+        """Weak reference to the latest execution that the queue was given to."""
         self.over = False
         """Whether the consumer has ended, so that nobody will process what comes now."""
         self.trouble = ""
@@ -68,6 +71,12 @@ class Events:
         """The SDK's consumer task, if there is one."""
         active = self.active()
         return active._consumer_task if active is not None else None  # noqa: SLF001
+
+    def execution(self) -> Entry | None:
+        """The latest execution that the queue was given to, as far as it is known."""
+        if self.completion is not None:
+            return self.completion.parent
+        return self.latest() if self.latest is not None else None
 
     def put(self, hop: Entry | None) -> None:
         """Count an event that is about to be enqueued for `hop`."""
@@ -175,6 +184,9 @@ def _enqueueing(original: Any) -> Any:
         ):
             # The producer says so after `execute`, for the request, which may have been answered.
             hop = completion.parent
+        elif hop is None:
+            # From a thread, as a rule, that has no context (`run_in_executor`): whoever has the queue works for its execution.
+            hop = events.execution()
         if not events.counted:
             before = current.set(hop)
             try:

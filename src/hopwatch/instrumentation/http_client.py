@@ -29,6 +29,8 @@ NOT_DELIVERED = frozenset(
     {"ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol", "ProxyError", "InvalidURL", "LocalProtocolError"}
 )  # fmt: skip
 """Names of httpx's exceptions that are raised before anything has reached the other side."""
+TRIED_AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
+"""Statuses after which clients that have patience make the request once more."""
 
 
 class Target:
@@ -37,11 +39,13 @@ class Target:
     A push's URL may be probed first, and a client may fetch a token first: those requests are none of the message's.
     """
 
-    __slots__ = ("_client", "_transport", "_url")
+    __slots__ = ("_client", "_transport", "_url", "told")
 
     def __init__(self, client: Any, url: str | None, transport: Any = None) -> None:
         self._client = ref(client)
         self._url = url
+        self.told: list[Any] | None = None
+        """Of the requests made so far: the entry, how often the message may have arrived, and how often it was begun to be sent."""
         try:
             self._transport = ref(transport) if transport is not None else None
         except TypeError:  # somebody else's transport, with slots
@@ -77,11 +81,13 @@ def without_secrets(url: str) -> str | None:
 
 def _sending(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     entry = outgoing.get()
+    request: Any = args[0] if args else kwargs.get("request")
     if entry is None:
-        return wrapped(*args, **kwargs)
+        told = getattr(request, "extensions", {}).get(EXTENSION)
+        # A client of the application's own may send the same request again.
+        return wrapped(*args, **kwargs) if told is None else _send(wrapped, told[0], request, args, kwargs)
     try:
         target = entry.instance_of
-        request = args[0] if args else kwargs["request"]
         if isinstance(target, Target) and not target.is_meant(instance, request):
             if names.PEER not in (entry.attributes or {}):
                 entry.set(names.PEER, "unknown")  # until the message itself is seen to go out
@@ -90,7 +96,10 @@ def _sending(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[st
         headers = request.headers
         for name, value in propagation.outgoing(entry).items():
             headers[name] = value  # `update` takes five times as long
-        request.extensions[EXTENSION] = [entry, 0, 0]
+        told = [entry, 0, 0]
+        if isinstance(target, Target):
+            told = target.told = target.told or told
+        request.extensions[EXTENSION] = told
         url = request.url
         entry.set(names.SERVER_ADDRESS, url.host)
         entry.set(names.SERVER_PORT, url.port or {"http": 80, "https": 443}.get(url.scheme, 0))
@@ -114,6 +123,7 @@ async def _send(
             entry.set(names.PEER, "refused" if refused else "unknown")
             entry.set(names.ERROR_TYPE, kind)
             entry.reason = reason_of(error)
+            outgoing.set(entry)  # a client of the application's own may make another request of the message
         except Exception:  # noqa: BLE001
             failed("http.error")
         raise
@@ -126,6 +136,12 @@ async def _send(
             here = request.extensions.get(EXTENSION, (entry, 1, 1))[1]
             entry.set(names.PEER_ATTEMPTS, before + max(1, here))
         status = response.status_code
+        if status in TRIED_AGAIN:
+            outgoing.set(entry)
+        if status < 400 and entry.reason is not None:  # of an earlier try
+            entry.reason = None
+            for name in (names.ERROR_TYPE, names.HTTP_STATUS_CODE):
+                (entry.attributes or {}).pop(name, None)
         if status >= 400:
             attributes = entry.attributes or {}
             entry.set(names.HTTP_STATUS_CODE, status)
