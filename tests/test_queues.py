@@ -95,6 +95,39 @@ def test_work_in_a_queue_of_the_kind_that_a_pool_of_connections_uses_holds_its_h
     assert watched.settled()
 
 
+@pytest.mark.parametrize("others", ["left", "cancelled", "taken"])
+def test_tasks_that_as_completed_hands_out_are_over_when_they_are_whoever_takes_them(watched, run, others):
+    async def main():
+        go_on, tasks = asyncio.Event(), []
+
+        async def answer(number):
+            if number:
+                await go_on.wait()
+            return number
+
+        with hopwatch.cascade("inner"):
+            tasks += [asyncio.create_task(answer(number)) for number in range(3)]
+            for first in asyncio.as_completed(tasks):
+                await first
+                if others != "taken":
+                    break
+                go_on.set()
+            if others == "cancelled":
+                for task in tasks:
+                    task.cancel()
+            assert ("inner" in watched.open()) is True
+        go_on.set()
+        await asyncio.wait(tasks)
+        del first
+        await asyncio.sleep(0)
+        assert "inner" not in watched.open()
+        gc.collect()
+
+    run(main)
+    assert watched.told()["inner"] == "finished"
+    assert watched.settled()
+
+
 def test_an_item_put_asynchronously_holds_its_hop_until_task_done(watched, run, make_queue):
     async def main():
         queue = make_queue()

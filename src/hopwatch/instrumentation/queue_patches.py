@@ -27,7 +27,7 @@ from hopwatch.instrumentation.queues import (
     failed_to_hold,
     hook_failed,
     ignore,
-    is_pool,
+    is_no_work,
     known_line,
     line_of,
     lines,
@@ -84,7 +84,7 @@ def _older(queue: Any) -> Line | None:
 
 def _begin(queue: Any, item: object) -> Line | None:
     try:
-        if is_pool(sys._getframe(2), item):  # noqa: SLF001 - who calls `put_nowait`: once for each queue
+        if is_no_work(sys._getframe(2), item):  # noqa: SLF001 - who calls `put_nowait`: once for each queue
             ignore(queue)
             return None
         return line_of(queue)

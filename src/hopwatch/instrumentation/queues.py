@@ -193,11 +193,18 @@ def ignore(queue: Any) -> None:
         weakref.finalize(queue, lines.pop, place, None).atexit = False
 
 
-def is_pool(frame: FrameType | None, item: object) -> bool:
-    """Whether a pool of connections puts one of them into a queue: `frame` is its own, or asyncio's for it."""
+def is_no_work(frame: FrameType | None, item: object) -> bool:
+    """Whether what is put into a queue is nobody's work: `frame` is that of who puts it, or asyncio's for it.
+
+    A pool of connections keeps them there. And `asyncio.as_completed` has the tasks that it is given put themselves into one when they
+    are over: nobody calls `task_done`, nobody need take them, and they are counted without that.
+    """
     while frame is not None and frame.f_globals.get("__name__") == "asyncio.queues":
         frame = frame.f_back
-    kept_by = POOLS.get(frame.f_globals.get("__name__", "")) if frame is not None else None
+    module = frame.f_globals.get("__name__", "") if frame is not None else ""
+    if module == "asyncio.tasks":
+        return True
+    kept_by = POOLS.get(module)
     # An application may put its work into a queue of theirs.
     return kept_by is not None and any(each.__module__ == kept_by for each in type(item).__mro__)
 
