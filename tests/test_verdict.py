@@ -324,6 +324,34 @@ def test_a_task_that_was_only_looked_at_is_not_stranded_for_that(method):
     assert verdict(looked, hop(2, 1, **seen)).verdict != "settled"  # its own work is
 
 
+def test_a_task_that_another_cascade_works_on_is_in_flight_until_that_one_is_over():
+    noted = hop(1, task_id="t", task_state="TASK_STATE_WORKING", task_at=5)
+    found = judge({noted.id: noted}, {}, now=NOW, elsewhere={("a", "t"): "d" * 32})
+    assert found.verdict == "in_flight"
+    assert found.reason == "Nothing of it is open; task t of a is working, and cascade dddddddd works on it."
+    assert verdict(noted).verdict == "stranded"
+
+
+def test_what_a_request_saw_of_a_task_that_nobody_was_seen_to_work_on_is_not_its_end():
+    seen = {"task_id": "t", "task_state": "TASK_STATE_SUBMITTED", "task_at": 5}
+    asked = hop(1, kind="request", attributes={"a2a.method.name": "SendMessage"}, **seen)
+    found = verdict(asked)
+    assert found.verdict == "unknown"
+    assert "task t of a was last seen submitted, and who works on it is not known" in found.reason
+    assert (
+        verdict(
+            asked, hop(2, 1, task_id="t", remote=True, task_state="TASK_STATE_COMPLETED", task_at=9)
+        ).verdict
+        == "settled"
+    )
+
+
+@pytest.mark.parametrize("state", ["TASK_STATE_COMPL", "TASK_STATE_INPUT_REQ", "TASK_STATE_PAUSED"])
+def test_a_state_that_is_none_of_a2as_is_unknown(state):
+    """Cut by a limit of its sender's, or of a version to come."""
+    assert verdict(hop(1, task_id="t", task_state=state, task_at=5)).verdict == "unknown"
+
+
 def test_a_task_that_another_cascade_finished_is_finished_in_both():
     left = hop(1, task_id="t", task_state="TASK_STATE_INPUT_REQUIRED", task_at=5)
     assert verdict(left).verdict == "waiting"

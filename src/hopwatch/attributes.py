@@ -216,6 +216,7 @@ PEERS: Final = ("instrumented", "opaque", "refused", "unknown")
 TERMINAL_STATES: Final = frozenset(
     {"TASK_STATE_COMPLETED", "TASK_STATE_CANCELED", "TASK_STATE_FAILED", "TASK_STATE_REJECTED"}
 )
+UNFINISHED_STATES: Final = frozenset({"TASK_STATE_SUBMITTED", "TASK_STATE_WORKING", "TASK_STATE_UNSPECIFIED"})
 COMPLETED: Final = "TASK_STATE_COMPLETED"
 """The terminal state of a task that did what it was asked for."""
 RPC_ANSWERS: Final = frozenset(

@@ -95,8 +95,9 @@ class Hop:
         self.dropped = max(self.dropped, other.dropped)
         self.late = self.late or other.late
         self.remote = self.remote or other.remote
-        self.peer = self.peer or other.peer
-        self.peer_hop = self.peer_hop or other.peer_hop
+        # A marker tells what was known between two tries of a message; the end tells what came of it.
+        self.peer = (other.peer or self.peer) if prevails else (self.peer or other.peer)
+        self.peer_hop = (other.peer_hop or self.peer_hop) if prevails else (self.peer_hop or other.peer_hop)
         self.attempts = max(self.attempts, other.attempts)
         self.peer_name = self.peer_name or other.peer_name
         if other.peer_sampled is not None:

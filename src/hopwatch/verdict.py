@@ -25,6 +25,7 @@ from hopwatch.attributes import (
     RPC_STATUS_CODE,
     RPC_SYSTEM,
     TERMINAL_STATES,
+    UNFINISHED_STATES,
 )
 from hopwatch.records import newer_state
 
@@ -125,6 +126,7 @@ def judge(
     *,
     now: int,
     tasks: Mapping[tuple[str, str], tuple[str, int]] | None = None,
+    elsewhere: Mapping[tuple[str, str], str] | None = None,
     rejected: int = 0,
 ) -> Verdict:
     """Say what the records of one cascade prove.
@@ -134,6 +136,7 @@ def judge(
         agents: by instance.
         now: Unix nanoseconds, the collector's clock.
         tasks: state and its time of A2A tasks by agent and task id, also from other cascades.
+        elsewhere: by agent and task id, a cascade of which something is open, and an execution of which has worked on that task.
         rejected: how many records of this cascade were refused as malformed or for lack of room.
 
     Returns:
@@ -152,7 +155,7 @@ def judge(
     frontier = tree.frontier(opened)
     found = _Findings(tree, agents, now, opened, frontier, missing, opaque)
     for rule in (_broken, _in_flight, _silent, _stalled, _unknown, _tasks_left):
-        verdict = rule(found, tasks or {}) if rule is _tasks_left else rule(found)  # type: ignore[call-arg]
+        verdict = rule(found, tasks or {}, elsewhere or {}) if rule is _tasks_left else rule(found)  # type: ignore[call-arg]
         if verdict is not None:
             verdict.frontier = [hop.id for hop in frontier]
             verdict.missing = missing
@@ -682,14 +685,20 @@ def _unknown(found: _Findings) -> Verdict | None:
     return None
 
 
-def _tasks_left(found: _Findings, tasks: Mapping[tuple[str, str], tuple[str, int]]) -> Verdict | None:
+def _tasks_left(
+    found: _Findings,
+    tasks: Mapping[tuple[str, str], tuple[str, int]],
+    elsewhere: Mapping[tuple[str, str], str],
+) -> Verdict | None:
     states: dict[tuple[str, str], tuple[str, int]] = {}
+    executed = {
+        (hop.agent, hop.task_id) for hop in found.tree.hops.values() if hop.kind in ("execution", "push")
+    }
     # A task that was only looked at is another cascade's: whoever works on it may go on.
-    worked_on = {
+    worked_on = executed | {
         (hop.agent, hop.task_id)
         for hop in found.tree.hops.values()
-        if hop.kind in ("execution", "push")
-        or (hop.kind == "request" and hop.attributes.get(A2A_METHOD_NAME) not in ONLY_LOOKS)
+        if hop.kind == "request" and hop.attributes.get(A2A_METHOD_NAME) not in ONLY_LOOKS
     }
     for hop in found.tree.hops.values():
         if hop.task_id and hop.task_state and hop.kind in ("execution", "request", "push"):
@@ -713,12 +722,23 @@ def _tasks_left(found: _Findings, tasks: Mapping[tuple[str, str], tuple[str, int
             "waiting",
             f"Nothing is open; task {task} of {agent} is {_state(states[interrupted[0]][0])} and waits for somebody's message.",
         )
-    if stuck:
-        agent, task = stuck[0]
-        return Verdict(
-            "stranded",
-            f"Nothing is open, yet task {task} of {agent} is {_state(states[stuck[0]][0])}: it will never move again.",
-        )
+    for agent, task in stuck:
+        if (agent, task) in elsewhere:
+            state = _state(states[agent, task][0])
+            by = elsewhere[agent, task][:8]
+            return Verdict(
+                "in_flight",
+                f"Nothing of it is open; task {task} of {agent} is {state}, and cascade {by} works on it.",
+            )
+    # What a request saw on its way is not the task's state if nobody knows who works on it.
+    left = [key for key in stuck if key in executed and states[key][0] in UNFINISHED_STATES]
+    for agent, task in (*left, *stuck):
+        state = _state(states[agent, task][0])
+        if left:
+            reason = f"Nothing is open, yet task {task} of {agent} is {state}: it will never move again."
+            return Verdict("stranded", reason)
+        reason = f"The accounting is incomplete: task {task} of {agent} was last seen {state}, and who works on it is not known."
+        return Verdict("unknown", reason)
     return None
 
 

@@ -178,6 +178,29 @@ def test_a_task_finished_elsewhere_counts_though_its_first_cascade_is_not_in_mem
         store.close()
 
 
+@pytest.mark.parametrize("cache_bytes", [1, 10_000_000])
+def test_a_task_on_which_another_cascade_works_is_not_stranded_until_that_one_is_over(cache_bytes):
+    store, now = SqliteStore(":memory:", cache_bytes=cache_bytes), [NOW + SECOND]
+    try:
+        works, noted, looks = trace(), trace(), trace()
+        task = {names.A2A_TASK_ID: "t1", names.A2A_TASK_STATE: "TASK_STATE_WORKING"}
+        tell(store, opened(works, ROOT, at=NOW, **task), opened(looks, ROOT, at=NOW, kind="request", **task))
+        tell(store, end(noted, ROOT, at=NOW, **task))
+        judge = Judge(store, clock=lambda: now[0])
+
+        def listed():
+            return {row.cascade: row.verdict for row in judge.listed(frozenset(), 10)}[noted]
+
+        assert listed() == "in_flight"
+        assert f"cascade {works[:8]} works on it" in judge.verdict(store.snapshot(noted)).reason
+        # The end of the other one is no new version of this one; who only looks at the task keeps nobody waiting.
+        tell(store, end(works, ROOT, at=NOW, **task))
+        now[0] += 2 * SECOND
+        assert listed() == "stranded"
+    finally:
+        store.close()
+
+
 def test_an_opaque_peer_whose_task_was_seen_completed_gives_settled_up_to_it(store):
     cascade = trace()
     send = end(cascade, ROOT, kind="send", **{

@@ -118,7 +118,7 @@ def test_the_list_is_filtered_by_verdict_agent_and_words_and_ordered_by_the_olde
         await top.press("q")  # is a letter here
         await top.until(lambda: listed() == [])
         await top.press("backspace", "enter", "escape")
-        await top.until(lambda: {older, newer, over} < set(listed()))
+        await top.until(lambda: {older, newer, over} <= set(listed()))
 
     sit(running, story)
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from hopwatch.collector.store import Row, Snapshot, Store
     from hopwatch.verdict import Agent, Name, Verdict
 
+LOOKED_AT_AGAIN: Final = 1_000_000_000
+"""Nanoseconds after which a cascade is judged anew that stands on what another one does."""
 MAX_KEPT: Final = 50_000
 PAGE: Final = 200
 
@@ -52,6 +54,7 @@ class Judge:
             snapshot.agents,
             now=self._clock(),
             tasks=snapshot.tasks,
+            elsewhere=snapshot.elsewhere,
             rejected=snapshot.row.rejected,
         )
 
@@ -123,9 +126,7 @@ class Judge:
             snapshot = self._store.snapshot(row.cascade)
         except UnknownCascadeError:
             return False
-        verdict = judge(
-            snapshot.hops, snapshot.agents, now=now, tasks=snapshot.tasks, rejected=snapshot.row.rejected
-        )
+        verdict = self.verdict(snapshot)
         found = snapshot.row
         for name in ("version", "started", "ended", "active", "hops", "open", "rejected", "agents"):
             setattr(row, name, getattr(found, name))
@@ -155,6 +156,8 @@ def _seen(agent: Agent | None, now: int) -> tuple[int, int, int]:
 
 def _until(snapshot: Snapshot, verdict: Verdict, now: int) -> int | None:
     """When the verdict may change by time alone; None where it does not."""
+    if snapshot.elsewhere:  # what another cascade does is no new version of this one
+        return now + LOOKED_AT_AGAIN
     moments = [each.since + ON_ITS_WAY for each in verdict.missing if each.since]
     for hop in snapshot.hops.values():
         if hop.ended is None:

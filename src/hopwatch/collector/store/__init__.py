@@ -69,6 +69,8 @@ class Snapshot:
     hops: Mapping[str, Hop]
     agents: Mapping[str, Agent]
     tasks: Mapping[tuple[str, str], tuple[str, int]]
+    elsewhere: Mapping[tuple[str, str], str]
+    """By task, a cascade that is open and has worked on it: of those tasks that are in no terminal state where this cascade is not open."""
 
 
 @dataclass(slots=True)

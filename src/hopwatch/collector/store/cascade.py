@@ -111,6 +111,10 @@ class Cascade:
             self.own[key] = state
             self.changed_tasks.add(key)
 
+    def works_on(self, task: Task) -> bool:
+        """Whether an execution of it has worked on a task."""
+        return any(hop.kind == "execution" and (hop.agent, hop.task_id) == task for hop in self.hops.values())
+
     def row(self) -> Row:
         """The cascade as a list shows it."""
         if self._end_moved:  # who was found dead had ended by itself, and earlier

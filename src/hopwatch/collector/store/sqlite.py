@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import orjson
 
+from hopwatch.attributes import TERMINAL_STATES
 from hopwatch.collector.batch import Batch, Refusals
 from hopwatch.collector.store import (
     AmbiguousCascadeError,
@@ -39,7 +40,7 @@ from hopwatch.records import HOP_FIELDS, Hop
 from hopwatch.verdict import SILENT_AFTER, Agent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
     from hopwatch.verdict import Name
@@ -57,6 +58,8 @@ SECOND: Final = 1_000_000_000
 YOUNG: Final = 600 * SECOND
 """An open cascade heard of since is not pruned for room."""
 _SLOTS: Final = 1 << 16  # numbers that each cascade has for its hops: they lie side by side in the file
+MOST_SHARED: Final = 8
+"""How many tasks that it shares with others are looked into for one cascade, and how many others for each."""
 _ROWS_A_STATEMENT: Final = 80  # one step, and one release of the interpreter's lock, for so many rows
 
 _CASCADE: Final = (
@@ -490,7 +493,26 @@ class SqliteStore:
             raise UnknownCascadeError(prefix)
         hops = dict(cascade.hops)
         instances = {hop.instance for hop in hops.values()}
-        return Snapshot(cascade.row(), hops, self._liveness.copies(instances), dict(cascade.tasks))
+        tasks = dict(cascade.tasks)
+        elsewhere = {} if cascade.open else self._worked_on_elsewhere(cascade, tasks)
+        return Snapshot(cascade.row(), hops, self._liveness.copies(instances), tasks, elsewhere)
+
+    def _worked_on_elsewhere(self, cascade: Cascade, tasks: Mapping[Task, State]) -> dict[Task, str]:
+        """Which open cascade has worked on each task that this one shares with others, and that is in no terminal state."""
+        out: dict[Task, str] = {}
+        left = [key for key in cascade.shared if tasks.get(key, ("", 0))[0] not in TERMINAL_STATES]
+        for key in left[:MOST_SHARED]:
+            found = self._db.execute(
+                "SELECT cascade FROM cascades WHERE open > 0 AND number IN"
+                " (SELECT cascade FROM tasks WHERE agent = ? AND task = ? AND cascade <> ?) ORDER BY number LIMIT ?",
+                (*key, cascade.number, MOST_SHARED),
+            ).fetchall()
+            for (trace,) in found:
+                other = self._cascade(trace)
+                if other is not None and other.works_on(key):
+                    out[key] = trace
+                    break
+        return out
 
     def _rows(self, before: int | None, limit: int, verdicts: frozenset[Name]) -> list[Row]:
         where = "number < ?"
