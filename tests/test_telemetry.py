@@ -584,7 +584,7 @@ warnings.simplefilter("ignore")  # Python 3.12 warns of a fork beside threads, w
 class Telling(SpanExporter):
     def export(self, spans):
         for span in spans:
-            if span.attributes["hopwatch.record"] == "end":
+            if span.attributes["hopwatch.record"] != "heartbeat":
                 print(os.getpid() == parent, span.name, span.attributes.get("hopwatch.hop.remote", False), flush=True)
         return SpanExportResult.SUCCESS
 parent = os.getpid()
@@ -598,6 +598,8 @@ if child == 0:
     assert here().instance != instance
     assert len(here().ledger) == 0
     begin(here(), "send", "in the child", hop).finish()
+    hop.finish()  # its stack unwinds through what the parent is in the middle of, as sys.exit does
+    hop.ledger.open("task", "after that", hop).finish("failed")
     os._exit(0)
 _, status = os.waitpid(child, 0)
 hop.finish()

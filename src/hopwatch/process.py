@@ -317,12 +317,26 @@ def on_tick(look: Callable[[int], None]) -> None:
             _process.each_tick.append(look)
 
 
+class _Nobody:
+    """Is told of the hops of the parent process in a forked child, whose stack may unwind through them."""
+
+    def opened(self, entry: Entry) -> None:
+        entry.id = entry.id or f"{secrets.randbits(64) or 1:016x}"
+
+    def closed(self, entry: Entry) -> None:
+        pass
+
+    def late(self, parent: Entry) -> None:
+        pass
+
+
 def _in_child() -> None:
     # The parent's hops stay the parent's: the child neither reports nor ends them.
     global _process  # noqa: PLW0603
     if _process is not None:
         if _process.box is not None:
             _process.box.let_go()
+        _process.ledger.observer = _Nobody()
         _process = Process(_process.settings)
 
 

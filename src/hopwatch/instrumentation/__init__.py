@@ -6,6 +6,7 @@ import copy
 import functools
 import inspect
 import sys
+import weakref
 from asyncio import coroutines
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
@@ -99,6 +100,8 @@ class Patches:
         """
         self._instrumentation = instrumentation
         self._made: list[tuple[Any, str, Any, Any]] = []
+        self._own: list[tuple[weakref.ref[Any], str]] = []
+        """Weak references to objects of which an attribute of their own is wrapped, and its name."""
         self._undone = self._lacking = False
 
     def complete(self) -> None:
@@ -162,6 +165,27 @@ class Patches:
 
         return self.replace(owner, name, make, bound=False)
 
+    def wrap_own(
+        self, instance: Any, name: str, wrapper: Callable[[Any, Any, tuple[Any, ...], dict[str, Any]], Any]
+    ) -> None:
+        """Wrap what one object has in place of a method of its class, as `wrap` does; the object is not kept alive."""
+        original = vars(instance)[name]
+        if isinstance(original, Wrapper):
+            return
+        kept = weakref.ref(instance)
+
+        def while_instrumented(wrapped: Any, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            owner = kept()
+            return (
+                wrapped(*args, **kwargs)
+                if self._undone or owner is None
+                else wrapper(wrapped, owner, args, kwargs)
+            )
+
+        setattr(instance, name, Wrapper(original, while_instrumented))
+        self._own = [each for each in self._own if each[0]() is not None]
+        self._own.append((kept, name))
+
     def add(self, owner: Any, name: str, value: Any) -> None:
         """Give a class an attribute that it does not have."""
         own = vars(owner).get(name, _ABSENT)
@@ -190,6 +214,12 @@ class Patches:
         """Put everything back, the newest replacement first. What somebody else replaced after us stays theirs."""
         self._undone = True
         in_place.discard(self._instrumentation)
+        for kept, name in self._own:
+            instance = kept()
+            replaced = vars(instance).get(name) if instance is not None else None
+            if isinstance(replaced, Wrapper):
+                setattr(instance, name, replaced.__wrapped__)
+        self._own.clear()
         while self._made:
             owner, name, own, replacement = self._made.pop()
             if vars(owner).get(name, _ABSENT) is not replacement:

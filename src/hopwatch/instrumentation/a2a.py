@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import itertools
 from asyncio import CancelledError, current_task
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Final
@@ -48,7 +49,9 @@ if TYPE_CHECKING:
     from hopwatch.ledger import Entry
 
 MAX_EXECUTIONS: Final = 10_000
-"""Latest execution by A2A task id, for links and states; the oldest are forgotten."""
+"""Latest execution by A2A task id, for links and states; the oldest are forgotten, and those that are over first."""
+LOOKED_THROUGH: Final = 64
+"""Among how many of the oldest one that is over is looked for."""
 
 METHODS: Final = {
     "send_message": "SendMessage",
@@ -97,6 +100,12 @@ class _Latest:
         self.entry = ref(entry)
         self.context = entry.span.context if isinstance(entry.span, HopSpan) else None
         self.kept: Entry | None = None
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is open of it, so that it may be forgotten before others."""
+        entry = self.entry()
+        return entry is None or entry.closed
 
 
 _executions: OrderedDict[str, _Latest] = OrderedDict()
@@ -253,6 +262,13 @@ def _sending(method: str) -> Any:
     return send
 
 
+def _ended_without_a_word(entry: Entry | None) -> None:
+    """A stream ended in order, before its first event: a peer that hopwatch cannot see into may have taken the message, or died of it."""
+    if entry is not None and (entry.attributes or {}).get(names.PEER) == "opaque":
+        entry.set(names.PEER, "unknown")
+        entry.reason = "its stream ended without an event"
+
+
 def _streaming(method: str) -> Any:
     async def stream(wrapped: Any, transport: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         entry = _open_send(method, args[0] if args else kwargs.get("request"), transport)
@@ -265,6 +281,8 @@ def _streaming(method: str) -> Any:
                     try:
                         event = await events.__anext__()
                     except StopAsyncIteration:
+                        if first:
+                            _ended_without_a_word(entry)
                         return
                 if first:
                     first = False
@@ -391,8 +409,9 @@ def _open_execution(executor: Any, context: Any, queue: Any) -> Entry | None:
         if task_id:
             _executions[task_id] = _Latest(entry)
             _executions.move_to_end(task_id)
-            while len(_executions) > MAX_EXECUTIONS:
-                _executions.popitem(last=False)
+            if len(_executions) > MAX_EXECUTIONS:
+                oldest = [*itertools.islice(_executions, LOOKED_THROUGH)]
+                del _executions[next((each for each in oldest if _executions[each].over), oldest[0])]
         _take_over(entry, parent, task, queue)
         events = a2a_events.of(queue)
         if events is not None:
@@ -680,6 +699,9 @@ class A2AInstrumentor(BaseInstrumentor):  # type: ignore[misc]
                     self._patches.lack()
 
     def _executor(self, executor: Any) -> None:
+        if "execute" in getattr(executor, "__dict__", {}):  # decorated where it was made, say
+            self._patches.wrap_own(executor, "execute", _executing)
+            return
         # `execute` is abstract: what can be wrapped is the class of the executor that the application brings.
         owner = type(executor)
         if not hasattr(owner, "execute"):

@@ -51,17 +51,28 @@ class Target:
         except TypeError:  # somebody else's transport, with slots
             self._transport = None
 
-    def is_meant(self, client: Any, request: Any) -> bool:
-        """Whether this request is the message."""
+    def is_meant(self, client: Any, request: Any, message: str) -> bool:
+        """Whether this request is the message, which has an id unless it is about a task."""
         if client is not self._client():
             return False
-        return self._url is None or (request.method == "POST" and request.url == type(request.url)(self._url))
+        if self._url is not None:
+            return bool(request.method == "POST" and request.url == type(request.url)(self._url))
+        url = self._known().get("url")
+        if not isinstance(url, str) or "://" not in url or str(request.url).startswith(url.rstrip("/")):
+            return True
+        # Somebody may send the message elsewhere than its transport says: then its id is in it.
+        return bool(message) and message.encode() in getattr(request, "content", b"")
+
+    def _known(self) -> dict[str, Any]:
+        """What the transport has: past properties, for somebody else's subclass of a transport of the SDK may have some."""
+        known: dict[str, Any] = getattr(
+            self._transport() if self._transport is not None else None, "__dict__", {}
+        )
+        return known
 
     def receiver(self) -> tuple[str | None, str | None]:
         """The name that the agent card of the receiver gives it, and its URL; None for what is not known."""
-        transport = self._transport() if self._transport is not None else None
-        # Past properties: somebody else's subclass of a transport of the SDK may have some.
-        known = getattr(transport, "__dict__", {})
+        known = self._known()
         card, url = known.get("agent_card"), self._url or known.get("url")
         name = getattr(card, "name", None) if type(card).__name__ == "AgentCard" else None
         return (
@@ -88,7 +99,9 @@ def _sending(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[st
         return wrapped(*args, **kwargs) if told is None else _send(wrapped, told[0], request, args, kwargs)
     try:
         target = entry.instance_of
-        if isinstance(target, Target) and not target.is_meant(instance, request):
+        if isinstance(target, Target) and not target.is_meant(
+            instance, request, (entry.attributes or {}).get(names.A2A_MESSAGE_ID, "")
+        ):
             if names.PEER not in (entry.attributes or {}):
                 entry.set(names.PEER, "unknown")  # until the message itself is seen to go out
             return wrapped(*args, **kwargs)
