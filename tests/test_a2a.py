@@ -890,6 +890,69 @@ def test_a_client_of_the_applications_own_that_tries_again_reaches_whoever_takes
     run(story)
 
 
+def test_a_token_that_is_fetched_by_the_same_client_first_is_not_taken_for_the_message():
+    async def story():
+        carried = []
+
+        async def token(asked):
+            carried.append(asked.headers.get("tracestate"))
+            return JSONResponse({"token": "open"})
+
+        async with (
+            agent() as url,
+            served(Starlette(routes=[Route("/token", token, methods=["POST"])])) as gate,
+        ):
+
+            class Careful(httpx.AsyncClient):
+                async def send(self, message, **options):
+                    got = await super().send(self.build_request("POST", f"{gate}/token"))
+                    message.headers["authorization"] = got.json()["token"]
+                    return await super().send(message, **options)
+
+            async with Careful(timeout=60) as http:
+                config = ClientConfig(
+                    httpx_client=http, streaming=False, supported_protocol_bindings=["JSONRPC"]
+                )
+                await answers(ClientFactory(config).create(card_of(url, "JSONRPC")), request())
+                await over()
+        assert carried == [None]
+        hops = only_cascade()
+        assert tree(hops) == MESSAGE
+        assert hop(hops, "send").peer == "instrumented"
+        assert verdict(hops).verdict == "settled"
+
+    run(story)
+
+
+@pytest.mark.parametrize("said", [b"", b": ping\r\n\r\n"], ids=["nothing", "a ping"])
+def test_a_peer_without_hopwatch_whose_stream_ends_before_its_first_event_may_be_at_work(said):
+    async def story():
+        async def answer(reader, writer):
+            head = (await reader.readuntil(b"\r\n\r\n")).lower()
+            await reader.readexactly(int(head.partition(b"content-length:")[2].split()[0]))
+            writer.write(
+                b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n" + said
+            )
+            await writer.drain()
+            writer.close()
+
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        try:
+            async with client(
+                f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", streaming=True
+            ) as peer:
+                with contextlib.suppress(A2AClientError):
+                    assert await answers(peer, request()) == []
+                await over()
+        finally:
+            server.close()
+        hops = only_cascade()
+        assert verdict(hops).verdict == "unknown"
+        assert hop(hops, "send").peer == "unknown"
+
+    run(story)
+
+
 class OddError(Exception):
     def __str__(self):
         raise RuntimeError("not printable")

@@ -1,7 +1,10 @@
 """How long is a process held up at its end, what does it write, and whom does it leave alone?"""
 
+import contextlib
 import json
+import signal
 import socket
+import subprocess
 import sys
 
 import pytest
@@ -356,3 +359,23 @@ run(main())
     assert process.returncode == -2
     (cascade,) = cascades_of(running, process.agent)
     assert cascade["verdict"] == "broken"
+
+
+def test_ctrl_c_while_the_report_is_under_way_gives_it_up_without_a_word(tmp_path):
+    path = written(
+        tmp_path,
+        OWN_PROVIDER
+        + "hangs = True\nprovide()\nAsyncioInstrumentor().instrument()\n"
+        + LEAVES_ONE
+        + "atexit.register(ready)\n",  # runs first, and hopwatch's own next
+    )
+    with started(
+        path, "asyncio", str(tmp_path / "spans"), launcher=False, HOPWATCH_SHUTDOWN_TIMEOUT="200"
+    ) as process:
+        until_ready(process)
+        while process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.5)
+        said = process.stderr.read()
+    assert "_at_exit" not in said, said

@@ -36,6 +36,12 @@ def test_it_instruments_with_what_the_launcher_finds_by_its_entry_points():
     assert {each.name: each.value for each in points if each.value.startswith("hopwatch.")} == INSTRUMENTORS
 
 
+@pytest.mark.parametrize("url", ["http://127.0.0.1:4318/v1/traces", "https://hops.example/in/v1/logs/"])
+def test_an_address_of_one_signal_is_refused_for_each_has_its_own(url):
+    with pytest.raises(ValueError, match="ends before /v1"):
+        hopwatch.instrument(url)
+
+
 @pytest.mark.parametrize("url", ["", "127.0.0.1:4318", "ftp://127.0.0.1", "http://", "http://a b"])
 def test_a_url_that_is_none_is_refused_with_what_it_should_be(url):
     with pytest.raises(ValueError, match=r"http://127\.0\.0\.1:4318"):

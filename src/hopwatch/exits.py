@@ -667,6 +667,8 @@ def _at_exit() -> None:
         elif error is not None:
             way, why = "exception", f"the interpreter exited by {type(error).__name__}"
         leave(way, why)
+    except KeyboardInterrupt:
+        return  # whoever asks once more does not want to wait; it would be printed
     except Exception:  # noqa: BLE001 - it would be printed
         failed("exits.atexit")
 

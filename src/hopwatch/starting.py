@@ -24,6 +24,10 @@ def instrument(url: str | None, service_name: str | None) -> None:
     """Do what `hopwatch.instrument` promises."""
     if url is not None and not re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", url):
         raise ValueError(f"the collector's address is a URL such as http://127.0.0.1:4318, not {url!r}")
+    if url is not None and re.search(r"/v1/(traces|metrics|logs)/?$", url):
+        raise ValueError(
+            f"the collector's address ends before /v1, as http://127.0.0.1:4318 does; it is {url!r}"
+        )
     if service_name is not None and (not isinstance(service_name, str) or not service_name.strip()):
         raise ValueError(f"a service's name is a text of at least one character, not {service_name!r}")
     if refused_here():
@@ -85,10 +89,23 @@ def _export_to(url: str, service_name: str | None) -> None:
     spans.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(f"{url}/v1/traces", headers=headers)))
     trace.set_tracer_provider(spans)
     logs = LoggerProvider(resource=resource)
-    logs.add_log_record_processor(BatchLogRecordProcessor(OTLPLogExporter(f"{url}/v1/logs", headers=headers)))
+    logs.add_log_record_processor(
+        BatchLogRecordProcessor(OTLPLogExporter(f"{url}/v1/logs", headers=headers, timeout=_patience("LOGS")))
+    )
     _logs.set_logger_provider(logs)
-    reader = PeriodicExportingMetricReader(OTLPMetricExporter(f"{url}/v1/metrics", headers=headers))
+    reader = PeriodicExportingMetricReader(
+        OTLPMetricExporter(f"{url}/v1/metrics", headers=headers, timeout=_patience("METRICS"))
+    )
     metrics.set_meter_provider(MeterProvider([reader], resource=resource))
+
+
+def _patience(signal: str) -> float | None:
+    """How long the exporter of metrics or logs tries, in seconds; None for what the environment says.
+
+    The collector needs neither: they shall not hold up the program's end for long where it is not there.
+    """
+    said = (f"OTEL_EXPORTER_OTLP_{signal}_TIMEOUT", "OTEL_EXPORTER_OTLP_TIMEOUT")
+    return None if any(os.environ.get(name, "").strip() for name in said) else 2.0
 
 
 def _headers() -> dict[str, str]:

@@ -55,7 +55,7 @@ def test_show_of_a_prefix_that_is_not_unique_is_a_wrong_value(collector):
 def test_ls_is_one_line_a_cascade_and_asks_for_the_verdicts_that_are_wanted(collector):
     collector.rows = [row(), row("stalled", "b" * 32, open=2), row("broken", "c" * 32)]
     done = hopwatch(
-        "ls", "--verdict", "stalled", "--verdict", "in-flight", "--limit", "7", "--url", collector.url
+        "ls", "--verdict", "stalled", "--verdict", "In Flight", "--limit", "7", "--url", collector.url
     )
     assert done.returncode == 0, done.stderr
     (line,) = done.stdout.splitlines()

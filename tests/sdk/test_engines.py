@@ -3,9 +3,11 @@
 import asyncio
 import contextlib
 import contextvars
+import functools
 import gc
 from collections import Counter
 
+import any_release
 import pytest
 from any_release import (
     BINDINGS,
@@ -25,7 +27,8 @@ from starlette.routing import Route
 import hopwatch
 from exported import cascades, fresh, only_cascade, ours, tree, verdict
 from hopwatch import attributes as names
-from hopwatch.instrumentation.a2a import missing
+from hopwatch.instrumentation import a2a
+from hopwatch.instrumentation.a2a import A2AInstrumentor, missing
 
 MESSAGE = [("send", [("request", [("execution", [])])])]
 
@@ -673,5 +676,81 @@ def test_what_a_thread_without_context_reports_belongs_to_the_message_that_it_wo
                     assert hops[each.parent].kind in ("execution", "request")
         if left_behind(engine) is None:
             assert (judged, verdict(second).verdict) == ("waiting", "settled")
+
+    run(story)
+
+
+@pytest.mark.usefixtures("patient")
+@engines
+def test_an_executor_whose_execute_was_decorated_where_it_was_made_has_its_execution(engine, monkeypatch):
+    def limited(function):
+        room = asyncio.Semaphore(2)
+
+        @functools.wraps(function)
+        async def execute(*args, **kwargs):
+            async with room:
+                return await function(*args, **kwargs)
+
+        return execute
+
+    made = any_release.Executor.__init__
+
+    def make(self, work):
+        made(self, work)
+        self.execute = self.plain = limited(self.execute)
+
+    monkeypatch.setattr(any_release.Executor, "__init__", make)
+
+    async def story():
+        async with agent(engine=engine) as there, client(there.url) as peer:
+            await peer.send()
+            await over()
+            executor = there.executor
+            assert executor.execute is not executor.plain
+        A2AInstrumentor().uninstrument()
+        try:
+            assert executor.execute is executor.plain
+        finally:
+            A2AInstrumentor().instrument()
+        hops = only_cascade()
+        assert tree(hops) == MESSAGE
+        assert hop(hops, "execution").task_state == "TASK_STATE_COMPLETED"
+        assert verdict(hops).verdict == "settled"
+
+    run(story)
+
+
+@pytest.mark.usefixtures("patient")
+@engines
+def test_an_execution_that_is_older_than_all_that_are_remembered_is_not_forgotten_while_it_works(
+    engine, monkeypatch
+):
+    monkeypatch.setattr(a2a, "MAX_EXECUTIONS", 2)
+
+    async def story():
+        go_on, first = asyncio.Event(), []
+
+        async def work(updater):
+            await updater.start_work()
+            if not first:
+                first.append(updater.task_id)
+                await go_on.wait()
+            await complete(updater)
+
+        async with agent(work, engine=engine) as there, client(there.url) as peer:
+            await peer.send(now=True)
+            await until(lambda: first)
+            for _ in range(5):
+                await peer.send()
+            go_on.set()
+            await over()
+        states = {
+            each.task_state
+            for hops in cascades().values()
+            for each in hops.values()
+            if each.kind == "execution"
+        }
+        assert states == {"TASK_STATE_COMPLETED"}
+        assert {verdict(hops).verdict for hops in cascades().values()} == {"settled"}
 
     run(story)

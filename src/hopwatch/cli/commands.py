@@ -50,7 +50,7 @@ class _Commands(click.Group):
 
 
 def _verdict(value: str) -> str:
-    spelt = value.strip().lower().replace("-", "_")  # in-flight does for in_flight
+    spelt = re.sub(r"[-\s]+", "_", value.strip().lower())  # "in flight" and in-flight do for in_flight
     if spelt not in NAMES:
         raise click.BadParameter(f"{value!r} is not a verdict: it is one of {', '.join(NAMES)}.")
     return spelt

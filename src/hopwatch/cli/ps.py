@@ -102,7 +102,7 @@ def process(pid: int) -> Found:
     where = " and ".join(str(each) for each in looked) or "any folder"
     raise PsError(
         f"process {pid} cannot be asked: it has no socket in {where}. Either it was not started with hopwatch (start it "
-        "with opentelemetry-instrument, with hopwatch in its environment), or it is another user's, or "
+        "with `hopwatch run` or opentelemetry-instrument), or it is another user's, or "
         f"{state_folder.VARIABLE} is off or another folder there."
     )
 

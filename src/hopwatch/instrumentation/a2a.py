@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from hopwatch.ledger import Entry
 
 MAX_EXECUTIONS: Final = 10_000
-"""Latest execution by A2A task id, for links and states; the oldest are forgotten, and those that are over first."""
+"""Latest execution by A2A task id, for links and states: the oldest that are over are forgotten, and of twice as many any."""
 LOOKED_THROUGH: Final = 64
 """Among how many of the oldest one that is over is looked for."""
 
@@ -411,7 +411,9 @@ def _open_execution(executor: Any, context: Any, queue: Any) -> Entry | None:
             _executions.move_to_end(task_id)
             if len(_executions) > MAX_EXECUTIONS:
                 oldest = [*itertools.islice(_executions, LOOKED_THROUGH)]
-                del _executions[next((each for each in oldest if _executions[each].over), oldest[0])]
+                gone = next((each for each in oldest if _executions[each].over), None)
+                if gone is not None or len(_executions) > 2 * MAX_EXECUTIONS:
+                    del _executions[gone or oldest[0]]
         _take_over(entry, parent, task, queue)
         events = a2a_events.of(queue)
         if events is not None:
