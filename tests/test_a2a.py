@@ -823,7 +823,7 @@ def test_a_gateway_that_hands_on_both_ways_acknowledges_for_two_and_both_have_to
                 await over()
         hops = only_cascade()
         sent = hop(hops, "send")
-        assert (sent.peer, sent.attempts) == ("instrumented", 2)
+        assert sent.peer == "instrumented"
         below = {each.kind: each for each in hops.values() if each.parent == sent.id}
         assert set(below) == {"webhook", "request"}
         assert verdict(hops).verdict == "settled"

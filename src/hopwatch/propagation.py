@@ -124,7 +124,7 @@ def acknowledged(entry: Entry, header: str | None) -> None:
     """Record on a send or push what its peer answered: instrumented with its hop, or opaque.
 
     A gateway that is instrumented itself, and hands on what it is asked and what it is answered, makes one header of several
-    acknowledgements, with commas between them: as many hops must come.
+    acknowledgements, with commas between them: all of their hops must come.
     """
     found = []
     for each in header.split(",") if header else ():
@@ -145,5 +145,4 @@ def acknowledged(entry: Entry, header: str | None) -> None:
     if not all(flags[-1:] in tuple("13579bdf") for _, flags in found):
         entry.set(names.PEER_SAMPLED, False)
     if len(found) > 1:
-        before = (entry.attributes or {}).get(names.PEER_ATTEMPTS, 0)
-        entry.set(names.PEER_ATTEMPTS, max(len(found), before))
+        entry.set(names.PEER_OTHERS, ",".join(hop for hop, _ in found[1:]))

@@ -20,6 +20,7 @@ from hopwatch.attributes import (
     HTTP_STATUS_CODE,
     INTERRUPTED_STATES,
     JSONRPC,
+    PEER_OTHERS,
     RPC_METHOD,
     RPC_REFUSALS,
     RPC_STATUS_CODE,
@@ -357,13 +358,14 @@ def _missing(
                     hop.heard,
                 )
             )
-        if hop.peer_hop is not None and hop.peer_hop not in hops:
+        owed = [each for each in (hop.peer_hop, *_others(hop)) if each is not None and each not in hops]
+        if owed:
             if hop.peer_sampled is False:
                 sentence = f"{hop.peer_name or 'the peer'} does not record this trace (its sampler drops it, or it has no OpenTelemetry SDK set up), so what {describe(hop)} handed to it is not known"
-                out.append(Missing("sampled", hop.id, hop.peer_hop, sentence))
+                out.append(Missing("sampled", hop.id, owed[0], sentence))
             else:
-                sentence = f"{describe(hop)} was promised hop {hop.peer_hop} by {hop.peer_name or 'its peer'}, and it has not come"
-                out.append(Missing("remote", hop.id, hop.peer_hop, sentence, hop.heard))
+                sentence = f"{describe(hop)} was promised hop {owed[0]} by {hop.peer_name or 'its peer'}, and it has not come"
+                out.append(Missing("remote", hop.id, owed[0], sentence, hop.heard))
         elif hop.peer == "instrumented" and hop.peer_hop is None:
             out.append(
                 Missing("dropped", hop.id, None, f"the peer of {describe(hop)} had no room to account for it")
@@ -427,6 +429,12 @@ def _missing(
     # What was promised by its id says more than what only left a gap.
     out.sort(key=lambda each: _ORDER.index(each.what))
     return out, opaque
+
+
+def _others(hop: Hop) -> list[str]:
+    """The hops beside the first that the answer to a message acknowledged."""
+    told = hop.attributes.get(PEER_OTHERS)
+    return told.split(",") if isinstance(told, str) and told else []
 
 
 def _uncounted(hops: Mapping[str, Hop]) -> Iterable[Missing]:
