@@ -57,7 +57,7 @@ def main():
         program = Path(folder) / "agent.py"
         program.write_text(AGENT)
         told = subprocess.run(
-            [sys.executable, "-m", "hopwatch.cli", "run", "--", sys.executable, str(program)],
+            [sys.executable, "-m", "hopwatch", "run", "--", sys.executable, str(program)],
             env={
                 **os.environ,
                 "HOPWATCH_URL": f"http://127.0.0.1:{running.port}",

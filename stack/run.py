@@ -349,7 +349,7 @@ class Stack:
         return Part(
             "hopwatch",
             [
-                sys.executable, "-m", "hopwatch.cli", "serve",
+                sys.executable, "-m", "hopwatch", "serve",
                 "--port", str(self.at["HOPWATCH_PORT"]), "--grpc-port", str(self.at["HOPWATCH_GRPC_PORT"]),
                 "--token-file", str(self.token), "--store", str(self.folder / "hopwatch.sqlite"),
             ],

@@ -138,7 +138,7 @@ class Hopwatch:
         self.process = self.cast.start(
             self.name,
             [
-                sys.executable, "-m", "hopwatch.cli", "serve", "--port", str(self.port), "--grpc-port",
+                sys.executable, "-m", "hopwatch", "serve", "--port", str(self.port), "--grpc-port",
                 str(self.grpc_port), "--store", str(self.cast.folder / f"{self.name}.sqlite"), "--blackbox", "off",
                 *self.options,
             ],

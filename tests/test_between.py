@@ -268,7 +268,7 @@ def test_what_reap_finds_of_a_dead_process_comes_through(alone, tmp_path):
     assert open_one["verdict"] == "in_flight"
     agent.kill()
     agent.wait(60)
-    reap = [sys.executable, "-m", "hopwatch.cli", "reap", "--url", otelcol.url]
+    reap = [sys.executable, "-m", "hopwatch", "reap", "--url", otelcol.url]
     folder = str(alone.cast.folder / "blackbox")
     done = subprocess.run(
         [*reap, "--folder", folder], capture_output=True, text=True, timeout=120, check=False

@@ -1080,7 +1080,7 @@ def test_the_next_process_of_the_same_agent_tells_of_the_one_that_died(folder, t
 
 def command(*words):
     done = subprocess.run(
-        [sys.executable, "-m", "hopwatch.cli", "reap", *words],
+        [sys.executable, "-m", "hopwatch", "reap", *words],
         capture_output=True,
         text=True,
         timeout=60,

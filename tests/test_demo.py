@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.processes, pytest.mark.timeout(480)]
 
 def play(fault, *more, **environment):
     return subprocess.run(
-        [sys.executable, "-m", "hopwatch.cli", "demo", "--fault", fault, *more],
+        [sys.executable, "-m", "hopwatch", "demo", "--fault", fault, *more],
         capture_output=True,
         text=True,
         timeout=420,
@@ -326,7 +326,7 @@ def below(pid):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_demo_that_is_told_to_end_ends_all_that_it_started(tmp_path, number):
     running = subprocess.Popen(
-        [sys.executable, "-m", "hopwatch.cli", "demo", "--fault", "slow"],
+        [sys.executable, "-m", "hopwatch", "demo", "--fault", "slow"],
         env={**os.environ, "TMPDIR": str(tmp_path)},
         stdout=subprocess.PIPE,
         text=True,

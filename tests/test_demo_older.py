@@ -15,7 +15,7 @@ CACHE = Path(__file__).parent.parent / ".venv-demo"
 
 def play(*arguments, **environment):
     return subprocess.run(
-        [sys.executable, "-m", "hopwatch.cli", "demo", "--sdk", "0.3", *arguments],
+        [sys.executable, "-m", "hopwatch", "demo", "--sdk", "0.3", *arguments],
         capture_output=True,
         text=True,
         timeout=850,

@@ -129,7 +129,7 @@ def command(how, program, running):
         return [
             sys.executable,
             "-m",
-            "hopwatch.cli",
+            "hopwatch",
             "run",
             "--url",
             running.url,

@@ -110,7 +110,7 @@ def hopwatch(*arguments, until_said=None):
 
 def _hopwatch(arguments):
     return subprocess.run(
-        [sys.executable, "-m", "hopwatch.cli", "ps", *map(str, arguments)],
+        [sys.executable, "-m", "hopwatch", "ps", *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=120,

@@ -834,7 +834,7 @@ WORKER = Path(hopwatch.demo.__file__).parent / "agents" / "worker.py"
 @pytest.fixture
 def worker(cascade, request):
     (port,) = free_ports(1)
-    command = [sys.executable, "-m", "hopwatch.cli", "run", "--", sys.executable, str(WORKER), "--port", str(port), "--fault", request.param]
+    command = [sys.executable, "-m", "hopwatch", "run", "--", sys.executable, str(WORKER), "--port", str(port), "--fault", request.param]
     with subprocess.Popen(command, env={**os.environ, **cascade.environment("worker")}) as process:
         until = time.monotonic() + 90
         while True:

@@ -230,7 +230,7 @@ def test_a_bridge_that_cancels_its_agent_leaves_two_loops_which_are_named_before
     until = time.monotonic() + WITHIN
     while True:  # a process has two seconds for its answer, and may be given no turn in them
         asked = subprocess.run(
-            [sys.executable, "-m", "hopwatch.cli", "ps", str(program.pid)],
+            [sys.executable, "-m", "hopwatch", "ps", str(program.pid)],
             env=stage.environment, capture_output=True, text=True, timeout=WITHIN, check=False,
         )  # fmt: skip
         if all(each in asked.stdout for each in wanted):

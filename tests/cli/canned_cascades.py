@@ -124,7 +124,7 @@ def environment(**more):
 
 
 def command(*words):
-    return [sys.executable, "-m", "hopwatch.cli", *words]
+    return [sys.executable, "-m", "hopwatch", *words]
 
 
 def hopwatch(*words, **variables):

@@ -14,7 +14,7 @@ import pytest
 
 from hopwatch.cli import run
 
-RUN = [sys.executable, "-m", "hopwatch.cli", "run"]
+RUN = [sys.executable, "-m", "hopwatch", "run"]
 QUIET = {f"OTEL_{each}_EXPORTER": "none" for each in ("TRACES", "METRICS", "LOGS")}
 # Most programs here write the report themselves, and hopwatch's own would come after it.
 BY_ITSELF = {"OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "hopwatch_asyncio,hopwatch_a2a"}

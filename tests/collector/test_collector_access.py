@@ -154,7 +154,7 @@ def test_what_is_risked_is_said():
 
 @pytest.mark.processes
 @pytest.mark.timeout(480)
-@pytest.mark.parametrize("module", [("hopwatch.cli", "serve"), ("hopwatch.collector",)])
+@pytest.mark.parametrize("module", [("hopwatch", "serve"), ("hopwatch.collector",)])
 def test_the_command_ends_with_2_and_names_value_and_remedy(tmp_path, module):
     def serve(*options):
         return subprocess.run(

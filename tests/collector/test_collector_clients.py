@@ -54,7 +54,7 @@ def environment(**more):
 
 def hopwatch(*words, **variables):
     return subprocess.run(
-        [sys.executable, "-m", "hopwatch.cli", *words],
+        [sys.executable, "-m", "hopwatch", *words],
         env=environment(**variables),
         capture_output=True,
         text=True,
@@ -216,10 +216,10 @@ def test_the_fixture_brings_it_and_gives_it_to_children(running, token, tmp_path
             def test_over(cascade):
                 said = cascade.environment("child")
                 assert said["HOPWATCH_TOKEN_FILE"] == {token[0]!r}
-                command = [sys.executable, "-m", "hopwatch.cli", "run", "--", sys.executable, "-c", {PROGRAM!r}]
+                command = [sys.executable, "-m", "hopwatch", "run", "--", sys.executable, "-c", {PROGRAM!r}]
                 done = subprocess.run(command, env={{**os.environ, **said}}, capture_output=True, text=True, timeout=240)
                 assert done.returncode == 0, done.stderr
-                wait = [sys.executable, "-m", "hopwatch.cli", "wait", done.stdout.strip()]
+                wait = [sys.executable, "-m", "hopwatch", "wait", done.stdout.strip()]
                 assert subprocess.run(wait, env={{**os.environ, **said}}, timeout=240).returncode == 0
                 assert asyncio.run(cascade.settled(timeout=60)).verdict == "settled"
         """)

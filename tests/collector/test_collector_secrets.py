@@ -65,7 +65,7 @@ def test_no_header_message_or_argument_of_a_user_is_in_store_boxes_or_answers(tm
     ]
     secretive = {"SALT": salt, "PYTHONPATH": os.pathsep.join((str(AGENTS), os.environ.get("PYTHONPATH", "")))}
     try:
-        collector = cast.start("collector", [sys.executable, "-m", "hopwatch.cli", *serve], piped=True)
+        collector = cast.start("collector", [sys.executable, "-m", "hopwatch", *serve], piped=True)
         url = collector.stdout.readline().split()[2]
         telling = {"OTEL_EXPORTER_OTLP_HEADERS": f"authorization=Bearer%20{token}"}
         port, user = free_ports(2)

@@ -652,7 +652,7 @@ class Terminal:
         left_out = ("HOPWATCH_", "OTEL_", "COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR")
         kept = {key: value for key, value in os.environ.items() if not key.startswith(left_out)}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "hopwatch.cli", "top", *words],
+            [sys.executable, "-m", "hopwatch", "top", *words],
             env={**kept, "TERM": "xterm-256color", **variables}, stdin=theirs, stdout=theirs, stderr=theirs,
         )  # fmt: skip
         self._theirs = theirs
@@ -721,7 +721,7 @@ def test_in_a_real_terminal_it_shows_cascades_and_gives_the_terminal_back(runnin
 
 def test_without_a_terminal_it_names_the_command_that_needs_none(running):
     done = subprocess.run(
-        [sys.executable, "-m", "hopwatch.cli", "top", "--url", f"http://127.0.0.1:{running.port}"],
+        [sys.executable, "-m", "hopwatch", "top", "--url", f"http://127.0.0.1:{running.port}"],
         capture_output=True, text=True, timeout=240, check=False, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (2, "")

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 
 
 def main() -> None:
-    """Run the command line; the entry point of the script `hopwatch` and of `python -m hopwatch.cli`."""
+    """Run the command line; the entry point of the script `hopwatch` and of `python -m hopwatch`."""
     if sys.argv[1:2] == ["run"]:  # an agent has the launcher, and need not have the extra
         from hopwatch.cli.run import main as launch  # noqa: PLC0415 - each command loads what it needs
 

@@ -262,7 +262,7 @@ def start_collector(cast: Cast) -> str:
         [
             sys.executable,
             "-m",
-            "hopwatch.cli",
+            "hopwatch",
             "serve",
             "--port",
             "0",

@@ -1,4 +1,4 @@
-"""How is the command line run without its script? `python -m hopwatch.cli`."""
+"""How is the command line run without its script? `python -m hopwatch`."""
 
 from __future__ import annotations
 
