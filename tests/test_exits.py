@@ -469,6 +469,24 @@ with tempfile.TemporaryDirectory() as folder:
     kept.append(folder + "/program")
     run(main())
 """, outcomes={"root": "finished"}),
+    Row("SIGTERM while a thread of anyio works on, whose waiter has given up", """
+import anyio.to_thread
+began = threading.Event()
+def work():
+    began.set()
+    time.sleep(60)
+async def give_up(scope):
+    while not began.is_set():
+        await asyncio.sleep(0.001)
+    scope.cancel()
+async def main():
+    with cascade("root"), anyio.CancelScope() as scope:
+        kept.append(asyncio.create_task(give_up(scope)))
+        await anyio.to_thread.run_sync(work, abandon_on_cancel=True)
+    ready()
+    await asyncio.sleep(60)
+run(main())
+""", {"job work": TERM}, way="SIGTERM", code=-SIGTERM, sends=SIGTERM, outcomes={"root": "finished"}),
     Row("a daemon thread works on", """
 async def main():
     with cascade("root"):
