@@ -155,6 +155,39 @@ async def main():
 loop = new_event_loop()
 loop.run_until_complete(main())
 """, {"forever": EXITED}),
+    Row("a task ends as its loop stops, and nobody closes the loop", """
+async def quick():
+    print("quick ended")
+async def main():
+    with cascade("root"):
+        asyncio.create_task(quick())
+loop = new_event_loop()
+loop.run_until_complete(main())
+""", outcomes={"root": "finished"}),
+    Row("tasks end as the loop of a thread stops, which is collected", """
+async def quick():
+    print("quick ended")
+async def job():
+    asyncio.create_task(quick())
+async def main():
+    with cascade("root"):
+        await asyncio.to_thread(lambda: new_event_loop().run_until_complete(job()))
+    gc.collect()
+run(main())
+""", outcomes={"root": "finished"}),
+    Row("a task has ended, and the thread of its loop comes no further", """
+stuck = threading.Event()
+async def quick():
+    asyncio.get_running_loop().call_soon(stuck.wait)  # before the callbacks of this task, and for ever
+async def main():
+    with cascade("root"):
+        kept.append(asyncio.create_task(quick()))
+    await forever()
+thread = threading.Thread(target=lambda: run(main()), daemon=True)
+thread.start()
+while not (kept and kept[0].done()):
+    time.sleep(0.001)
+""", outcomes={"root": "finished"}),
     Row("a pending task is collected", """
 async def main():
     with cascade("root"):
@@ -436,6 +469,24 @@ with tempfile.TemporaryDirectory() as folder:
     kept.append(folder + "/program")
     run(main())
 """, outcomes={"root": "finished"}),
+    Row("SIGTERM while a thread of anyio works on, whose waiter has given up", """
+import anyio.to_thread
+began = threading.Event()
+def work():
+    began.set()
+    time.sleep(60)
+async def give_up(scope):
+    while not began.is_set():
+        await asyncio.sleep(0.001)
+    scope.cancel()
+async def main():
+    with cascade("root"), anyio.CancelScope() as scope:
+        kept.append(asyncio.create_task(give_up(scope)))
+        await anyio.to_thread.run_sync(work, abandon_on_cancel=True)
+    ready()
+    await asyncio.sleep(60)
+run(main())
+""", {"job work": TERM}, way="SIGTERM", code=-SIGTERM, sends=SIGTERM, outcomes={"root": "finished"}),
     Row("a daemon thread works on", """
 async def main():
     with cascade("root"):

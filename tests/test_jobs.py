@@ -2,18 +2,24 @@
 
 import asyncio
 import concurrent.futures
+import contextvars
 import functools
+import inspect
 import multiprocessing
 import os
+import sys
 import threading
 import time
 import weakref
 
+import anyio.from_thread
+import anyio.to_thread
 import pytest
+from anyio._backends import _asyncio as of_anyio
 
 import hopwatch
 from hopwatch import hop_waits, process
-from hopwatch.instrumentation import jobs
+from hopwatch.instrumentation import anyio_jobs, jobs
 from ticking import collect
 
 
@@ -146,6 +152,254 @@ def test_a_job_in_another_process_holds_its_hop_and_its_pool_does_not(watched, r
 def test_what_a_job_starts_counts_on_the_same_hop(watched, run):
     async def main():
         assert await asyncio.to_thread(whose) == "root"
+
+    run(main)
+    assert watched.settled()
+
+
+# Threads of anyio -----------------------------------------------------------------------------------------------------
+
+
+class GivesUp:
+    """A task that has anyio run a function in a thread, and gives up once that has begun, which it holds until `gate` is set.
+
+    Args:
+        by: what it gives up by: the `scope` around it, where anyio was told that the thread may be left alone, or a
+            cancellation of the `task`, from which anyio shields nothing.
+        then: what the function does at its end.
+    """
+
+    def __init__(self, by, then=lambda: None):
+        self.by = by
+        self.then = then
+        self.began, self.gate = threading.Event(), threading.Event()
+        self.scope = anyio.CancelScope()
+
+    def work(self):
+        self.began.set()
+        wait_for(self.gate)
+        self.then()
+
+    async def waits(self):
+        with self.scope:
+            await anyio.to_thread.run_sync(self.work, abandon_on_cancel=self.by == "scope")
+
+    async def has_given_up(self):
+        task = asyncio.create_task(self.waits())
+        await comes(self.began.is_set)
+        (self.scope if self.by == "scope" else task).cancel()
+        await asyncio.wait([task])
+        await turns()
+
+
+def jobs_of(watched):
+    return [each.name for each in watched.ledger.invisible() if each.name.startswith("job")]
+
+
+@pytest.mark.parametrize("by", ["scope", "task"])
+def test_a_job_of_anyio_whose_waiter_has_given_up_holds_its_hop_until_it_has_run(watched, run, by):
+    async def main():
+        job = GivesUp(by)
+        with hopwatch.cascade("inner"):
+            await job.has_given_up()
+        assert "inner" in watched.open()
+        assert jobs_of(watched) == ["job GivesUp.work"]
+        job.gate.set()
+        await comes(lambda: watched.open() == ["root"])
+
+    run(main)
+    assert watched.told() == {"root": "finished", "inner": "finished"}
+    assert watched.settled()
+
+
+def test_what_a_thread_of_anyio_has_the_loop_do_after_its_waiter_has_given_up_is_not_late(watched, run):
+    async def main():
+        did = []
+
+        async def report():
+            await asyncio.sleep(0)
+            did.append(whose())
+
+        job = GivesUp("scope", lambda: anyio.from_thread.run(report))
+        with hopwatch.cascade("inner"):
+            await job.has_given_up()
+        job.gate.set()
+        await comes(lambda: watched.open() == ["root"])
+        assert did == ["inner"]
+
+    run(main)
+    assert not any(hop.late for hop in watched.hops().values())
+    assert watched.settled()
+
+
+def test_a_job_of_anyio_that_fails_is_a_hop_only_where_nobody_is_told_of_it(watched, run):
+    async def main():
+        with pytest.raises(ValueError, match="no"):
+            await anyio.to_thread.run_sync(fail)
+        assert jobs_of(watched) == []
+        job = GivesUp("scope", fail)
+        await job.has_given_up()
+        job.gate.set()
+        await comes(lambda: jobs_of(watched) == [])
+
+    run(main)
+    assert watched.told() == {"root": "finished", "job GivesUp.work": "failed"}
+    assert watched.hops()["job GivesUp.work"].reason == "ValueError"
+    assert watched.settled()
+
+
+def test_a_job_of_anyio_that_was_given_up_before_it_got_a_thread_holds_nothing(watched, run):
+    async def main():
+        limiter = anyio.CapacityLimiter(1)
+        limiter.acquire_on_behalf_of_nowait("somebody else")
+        with hopwatch.cascade("inner"):
+            task = asyncio.create_task(anyio.to_thread.run_sync(fast, limiter=limiter))
+            await turns()
+            assert limiter.statistics().tasks_waiting == 1
+            task.cancel()
+            await asyncio.wait([task])
+        await turns()
+        assert watched.open() == ["root"]
+
+    run(main)
+    assert watched.settled()
+
+
+def test_a_job_of_anyio_that_was_given_up_before_its_thread_took_it_holds_its_hop_until_it_is_clear_that_it_will_not_run(
+    watched, run
+):
+    async def main():
+        gate, ran = threading.Event(), []
+        threading.settrace(lambda *_: wait_for(gate))  # is called in the new thread, before it does anything
+        try:
+            with hopwatch.cascade("inner"):
+                task = asyncio.create_task(anyio.to_thread.run_sync(ran.append, 1, abandon_on_cancel=True))
+                await comes(
+                    lambda: any(type(each) is of_anyio.WorkerThread for each in threading.enumerate())
+                )
+                await turns()
+                task.cancel()
+                await asyncio.wait([task])
+            await turns()
+            watched.tick()
+            assert "inner" in watched.open()
+        finally:
+            threading.settrace(None)
+            gate.set()
+        await comes(lambda: watched.tick() or watched.open() == ["root"])
+        assert ran == []
+
+    run(main)
+    assert watched.settled()
+
+
+def test_a_job_of_anyio_runs_as_it_does_without_us(watched, run):
+    variable = contextvars.ContextVar("variable")
+    limiter = anyio.CapacityLimiter(1)
+    error = LookupError("theirs")
+    thread = []
+
+    def work(first, second):
+        thread.append(threading.current_thread())
+        variable.set("changed in the thread")
+        return first, second, limiter.borrowed_tokens
+
+    def ask():
+        return variable.get(), whose(), anyio.from_thread.run_sync(variable.get)
+
+    def break_off():
+        raise error
+
+    def stop():
+        raise StopIteration
+
+    async def main():
+        variable.set("of the task")
+        told = [await anyio.to_thread.run_sync(work, 1, 2, limiter=limiter)]
+        told.append(await anyio.to_thread.run_sync(ask))
+        with pytest.raises(LookupError) as caught:
+            await anyio.to_thread.run_sync(break_off)
+        assert caught.value is error
+        for wrong, kind in ((stop, RuntimeError), (7, TypeError)):
+            with pytest.raises(kind) as caught:
+                await anyio.to_thread.run_sync(wrong)
+            told.append(str(caught.value))
+        told.append((type(thread[-1]), variable.get(), limiter.borrowed_tokens))
+        return told
+
+    seen = run(main)
+    assert seen[1][1] == "root"
+    seen[1] = (seen[1][0], None, seen[1][2])
+    assert seen == run(main, root=None)
+    assert watched.told() == {"root": "finished"}
+    assert watched.settled()
+
+
+def test_a_job_of_anyio_outside_any_hop_is_not_touched_and_afterwards_all_is_as_it_was(watching_with, run):
+    backend = of_anyio.AsyncIOBackend
+
+    def looks():
+        method = backend.run_sync_in_worker_thread
+        return (
+            inspect.signature(method),
+            method.__qualname__,
+            inspect.iscoroutinefunction(method),
+            method.__self__,
+        )
+
+    def called_by():
+        return sys._getframe(1).f_code.co_filename
+
+    def ask():
+        return anyio.to_thread.run_sync(called_by)
+
+    found, before = vars(backend)["run_sync_in_worker_thread"], looks()
+    with watching_with() as watched:
+        assert vars(backend)["run_sync_in_worker_thread"] is not found
+        assert looks() == before
+        assert run(ask, root=None) == of_anyio.__file__
+        assert run(ask) == anyio_jobs.__file__
+        assert watched.settled()
+    assert vars(backend)["run_sync_in_worker_thread"] is found
+    assert process.failures == {}
+
+
+@pytest.mark.parametrize("name", ["_open", "_name", "ref", "finish"])
+def test_a_hook_for_anyio_that_fails_is_counted_and_the_application_goes_on(
+    watching_with, run, monkeypatch, name
+):
+    def broken(*_, **__):
+        raise RuntimeError("ours")
+
+    with watching_with() as watched:
+
+        async def main():
+            with monkeypatch.context() as patch:
+                if name == "finish":
+                    patch.setattr(watched.ledger, "release", broken)
+                else:
+                    patch.setattr(anyio_jobs if name == "ref" else jobs, name, broken)
+                assert await anyio.to_thread.run_sync(len, "four") == 4
+                with pytest.raises(ValueError, match="no"):
+                    await anyio.to_thread.run_sync(fail)
+
+        run(main)
+        assert process.failures
+
+
+def test_what_a_job_of_anyio_was_given_is_collected_as_soon_as_without_us(watched, run):
+    class Work:
+        def __call__(self):
+            return None
+
+    async def main():
+        work = Work()
+        reference = weakref.ref(work)
+        await anyio.to_thread.run_sync(work)
+        del work
+        # The thread lets go of what it ran when it has told of it, and before anyio 4.5 when it is given something else.
+        await anyio.to_thread.run_sync(fast)
+        await comes(lambda: reference() is None)
 
     run(main)
     assert watched.settled()
@@ -540,4 +794,21 @@ def test_work_that_no_task_does_is_not_said_to_be_over_and_moves_whatever_it_has
         loop.run_until_complete(task)
         assert event_set is not None
     loop.close()
+    assert watched.settled()
+
+
+def test_a_job_of_anyio_that_outlasts_its_hop_says_where_its_thread_stands(watched, run):
+    async def main():
+        job = GivesUp("scope")
+        with hopwatch.cascade("inner"):
+            await job.has_given_up()
+        told, moves = told_of(watched, "job GivesUp.work")
+        job.gate.set()
+        await comes(lambda: watched.open() == ["root"])
+        assert (told["kind"], moves) == ("thread", True)
+        assert told["what"].startswith(
+            f"job `GivesUp.work` in thread 'AnyIO worker thread', which is at {__file__}:"
+        )
+
+    run(main)
     assert watched.settled()

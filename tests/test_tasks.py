@@ -404,6 +404,97 @@ def test_a_task_that_ended_just_before_its_loop_was_closed_is_not_abandoned(watc
     assert watched.told() == {"root": "finished"}
 
 
+def end_as_the_loop_stops(loop, coroutines):
+    """Make tasks of them and run the loop until they have ended, but not their callbacks; returns the tasks, with the loop stopped."""
+
+    async def main():
+        return [asyncio.create_task(each()) for each in coroutines]
+
+    made = loop.run_until_complete(main())
+    while not all(task.done() for task in made):
+        loop.call_soon(loop.stop)
+        loop.run_forever()
+    return made
+
+
+MAKER = f"{end_as_the_loop_stops.__name__}.<locals>.main"
+
+
+async def fails_at_once():
+    raise ValueError("no")
+
+
+async def is_cancelled():
+    raise asyncio.CancelledError
+
+
+@pytest.mark.parametrize("kind", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("detail", ["hops", "all"])
+def test_tasks_that_ended_as_their_loop_stopped_have_ended_so_though_nobody_closes_the_loop(
+    watching_with, kind, detail
+):
+    with watching_with(HOPWATCH_DETAIL=detail) as watched:
+        loop = (
+            asyncio.new_event_loop() if kind == "asyncio" else pytest.importorskip("uvloop").new_event_loop()
+        )
+        loop.set_exception_handler(lambda *_: None)  # nobody asks for the exception
+        with hopwatch.cascade("root"):
+            made = end_as_the_loop_stops(loop, [nothing, fails_at_once, is_cancelled])
+        assert watched.open() == []
+        assert len(watched.ledger) == 0
+        told = {"root": "finished", "fails_at_once": "failed"}
+        if detail == "all":
+            told |= {"nothing": "finished", "is_cancelled": "cancelled", MAKER: "finished"}
+        assert watched.told() == told
+        del made
+        assert watched.settled()
+        loop.close()
+        assert watched.told() == told
+        assert process.failures == {}
+
+
+@pytest.mark.parametrize("kind", ["asyncio", "uvloop"])
+def test_a_loop_that_goes_on_after_its_tasks_ended_as_it_stopped_counts_none_of_them_twice(watched, kind):
+    loop = asyncio.new_event_loop() if kind == "asyncio" else pytest.importorskip("uvloop").new_event_loop()
+    called = []
+
+    async def noticed():
+        asyncio.current_task().add_done_callback(called.append)
+
+    with hopwatch.cascade("root"):
+        for _ in range(3):
+            assert not end_as_the_loop_stops(loop, [noticed])[0].cancelled()
+        loop.run_until_complete(asyncio.sleep(0))
+    assert len(called) == 3
+    assert watched.open() == []
+    assert len(watched.ledger) == 0
+    loop.close()
+    assert watched.settled()
+    assert watched.told() == {"root": "finished"}
+
+
+@pytest.mark.parametrize("kind", ["asyncio", "uvloop"])
+def test_a_task_that_was_revealed_and_ended_just_before_its_loop_was_closed_is_not_abandoned(watched, kind):
+    loop = asyncio.new_event_loop() if kind == "asyncio" else pytest.importorskip("uvloop").new_event_loop()
+    gate = asyncio.Event()
+
+    async def waits():
+        await gate.wait()
+
+    with hopwatch.cascade("root"):
+        task = loop.create_task(waits())
+        loop.run_until_complete(asyncio.sleep(0))
+        watched.tick(later=2)
+        gate.set()
+        while not task.done():
+            loop.call_soon(loop.stop)
+            loop.run_forever()
+    loop.close()
+    assert watched.open() == []
+    assert set(watched.told().values()) == {"finished"}
+    assert watched.settled()
+
+
 # Service loops ------------------------------------------------------------------------------------------------------
 
 

@@ -368,6 +368,45 @@ def ending(entry: Entry, task: Any) -> None:
     tell(names.EVENT_SWALLOWED, f"{entry.name} was asked to cancel, and finished as if nobody had", entry)
 
 
+def close_ended(noted: Entry | Note) -> bool:
+    """Close the entry of a task that has ended, whose done callback has not come or will never; called again it does nothing.
+
+    The callbacks of a task are called at the next turn of its loop, and a loop that has been stopped may have none.
+
+    Returns:
+        Whether it is closed: False where the task is pending, or gone, or there is none.
+    """
+    task = ended_task(noted)
+    if task is None:
+        return False
+    entry = noted.parent.ledger.promote(noted) if isinstance(noted, Note) else noted
+    if entry.done is None:
+        close_as(entry, task)
+    return True
+
+
+def ended_task(noted: Entry | Note) -> Any:
+    """The task with which an entry ends, if it has ended: None for what only one of its steps does, as a cascade in a `with`."""
+    if noted.runner is None or not (isinstance(noted, Note) or noted.noted):
+        return None
+    task = noted.runner()
+    return task if task is not None and task.done() else None
+
+
+def close_as(entry: Entry, task: Any) -> None:
+    """Close an entry as its task has ended."""
+    # Not task.exception(): that would take away asyncio's "Task exception was never retrieved".
+    error = task._exception  # noqa: SLF001
+    if task.cancelled():
+        entry.finish("cancelled")
+    elif error is None:
+        ending(entry, task)
+        entry.finish()
+    else:
+        records.set_location(entry)
+        entry.finish("failed", type(error).__name__)
+
+
 def look(now: int) -> None:
     """Tell of what was cut off lately, and of tasks that outlive a cancellation. Called by the ticker."""
     _tell_cut()
@@ -486,6 +525,8 @@ def _abandon_all(process: Process, why: str, until: float) -> None:
 
 def _abandon(noted: Entry | Note, why: str, sampled: Sampled) -> int:
     try:
+        if close_ended(noted):
+            return 0
         entry = noted.parent.ledger.promote(noted) if isinstance(noted, Note) else noted
         if entry.done is not None:
             return 0
@@ -590,7 +631,7 @@ def replaced() -> None:
             process.telemetry.ticking.release()
     ledger = process.ledger
     why = f"{PENDING}: the process was replaced by another program (execv)"
-    found = pending_entries(ledger)
+    found = [each for each in pending_entries(ledger) if not close_ended(each)]
     looked = sampled_all(found, process.settings.shutdown_timeout / 3)
     counts = Counter[str]()
     deaths: list[dict[str, Any]] = []

@@ -69,6 +69,7 @@ class Entry:
         held: how many items that it put into queues have not been worked off, and have no entry of their own.
         quiet: true where another entry tells the same story, so this one counts but is not revealed by its age.
         runner: weak reference to the asyncio task that does the work, where there is one.
+        noted: whether a task's note became this entry, which then ends with that task.
         origin: code object and instruction offset of the line that made it.
         instance_of: weak reference to what the entry is about (a queue); never a strong one.
         fate: set where a way out has begun that will cut the entry off: it says what an end other than `finished` then is.
@@ -94,6 +95,7 @@ class Entry:
         "ledger",
         "live",
         "name",
+        "noted",
         "origin",
         "outcome",
         "parent",
@@ -114,7 +116,7 @@ class Entry:
         self.parent = parent
         self.started = started
         self.done: int | None = None
-        self.visible = self.closed = self.adopted = self.quiet = self.late = self.remote = False
+        self.visible = self.closed = self.adopted = self.quiet = self.late = self.remote = self.noted = False
         self.children = self.late_children = self.held = self.dropped = 0
         self.id = self.cascade = self.parent_id = ""
         self.attributes: dict[str, Any] | None = None
@@ -304,6 +306,7 @@ class Ledger:
             parent = note.parent
             entry = Entry(self, note.kind, note.name, parent, note.started)
             entry.runner = note.runner
+            entry.noted = True
             entry.origin = (note.code, note.offset)
             live: Any = parent.live
             live.add(entry)  # first, so that the parent is never without either

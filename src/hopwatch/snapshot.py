@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import inspect
 import platform
 import sys
 import threading
@@ -128,7 +129,7 @@ class _Stack(NamedTuple):
 
 
 _RUNS_CALLBACKS: Final = asyncio.events.__file__
-_RUN_FOREVER: Final = asyncio.BaseEventLoop.run_forever.__code__
+_RUN_FOREVER: Final = inspect.unwrap(asyncio.BaseEventLoop.run_forever).__code__
 
 
 def _stacks() -> dict[int, _Stack]:

@@ -399,6 +399,24 @@ def test_a_program_that_leaves_nothing_passes_the_gate(program):
 
 
 @pytest.mark.processes
+def test_a_task_that_ended_as_its_loop_stopped_passes_the_gate_though_nobody_closes_the_loop(program):
+    path = program("""
+        import asyncio, hopwatch
+
+        async def quick():
+            print("ended")
+
+        async def main():
+            with hopwatch.cascade("stocktaking"):
+                asyncio.create_task(quick())
+
+        asyncio.new_event_loop().run_until_complete(main())
+    """)
+    done = ran("--gate", "--", sys.executable, path, **WATCHED)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "ended\n", "")
+
+
+@pytest.mark.processes
 def test_what_a_killed_program_had_open_is_read_from_its_black_box(program, tmp_path):
     pytest.importorskip("hopwatch.blackbox")
     path = program("""

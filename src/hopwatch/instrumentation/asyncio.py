@@ -10,6 +10,7 @@ from hopwatch import exits, inspect_socket
 from hopwatch import process as hopwatch_process
 from hopwatch.instrumentation import (
     Patches,
+    anyio_jobs,
     deadlocks,
     ends,
     jobs,
@@ -54,6 +55,7 @@ class AsyncioInstrumentor(BaseInstrumentor):  # type: ignore[misc]
             for name, hook in (
                 ("uvloop", self._uvloop),
                 ("anyio._backends._asyncio", lambda module: tasks.instrument_anyio(patches, module)),
+                ("anyio._backends._asyncio", lambda module: anyio_jobs.instrument(patches, module)),
                 ("culsans", lambda module: queue_patches.instrument_culsans(patches, module.Queue)),
                 ("concurrent.futures.process", lambda module: jobs.instrument_processes(patches, module)),
             ):

@@ -281,8 +281,14 @@ def explain(entry: Entry, timers: waits.Timers | None = None) -> tuple[dict[str,
         thread = known[1]()
         job = threads.standing(thread) if thread is not None else None
     elif what == "job" and entry.kind == "task" and isinstance(entry.instance_of, ref):
-        future = entry.instance_of()
-        job = threads.job(future) if future is not None else None
+        of = entry.instance_of()
+        job = (
+            None
+            if of is None
+            else threads.standing(of)
+            if isinstance(of, threading.Thread)
+            else threads.job(of)
+        )
     else:
         return None
     told = {"kind": "thread", "moves": True, "what": f"{what} `{name}`"}

@@ -88,13 +88,13 @@ class TaskNote(Note):
             hop: Any = self.parent
             ledger = hop.ledger
             if error is not None or self.entry is not None:
-                self._end(ledger, task, error)
+                self._end(ledger, task)
                 return
             live = hop.live
             try:
                 live.remove(self)
             except KeyError:  # the ticker is making an entry of it at this moment
-                self._end(ledger, task, error)
+                self._end(ledger, task)
                 return
             ledger.size -= 1
             durations = ledger.durations
@@ -106,18 +106,12 @@ class TaskNote(Note):
             failed("task.done")
             _lose(self.parent, self)
 
-    def _end(self, ledger: Ledger, task: Any, error: BaseException | None) -> None:
+    def _end(self, ledger: Ledger, task: Any) -> None:
         if self.runner is None:
             return  # collected while pending, and woken all the same: the ticker tells of it
         entry = ledger.promote(self)
-        if task.cancelled():
-            entry.finish("cancelled")
-        elif error is None:
-            exits.ending(entry, task)
-            entry.finish()
-        else:
-            set_location(entry)
-            entry.finish("failed", type(error).__name__)
+        if entry.done is None:  # or it was closed when its loop stopped
+            exits.close_as(entry, task)
 
 
 def _lose(hop: Entry, noted: TaskNote | Entry | None) -> None:
@@ -451,9 +445,8 @@ def _closing(original: Any) -> Any:
             failed("loop.close")
         result = original(self)
         try:
-            for note, task in ended:
-                if note.done is None:
-                    note(task)
+            for noted in ended:
+                exits.close_ended(noted)
             for entry, loop in list(_closings.values()):
                 if loop() is self:
                     _closed(entry, "cancelled")
@@ -464,13 +457,38 @@ def _closing(original: Any) -> Any:
     return close
 
 
-def _ended_in(loop: Any) -> list[tuple[Any, Any]]:
-    """The tasks of a loop that have ended and whose done callbacks have not run, with their notes."""
-    out: list[tuple[Any, Any]] = []
-    for noted in hopwatch_process.here().ledger.invisible():
-        task = noted.runner() if isinstance(noted, TaskNote) and noted.runner is not None else None
-        if task is not None and task.done() and task.get_loop() is loop:
-            out.append((noted, task))
+def _stopping(original: Any) -> Any:
+    """`run_forever` of an event loop, which calls no done callbacks any more once it has been told to stop, and may never run again."""
+
+    @functools.wraps(original)
+    def run_forever(self: Any) -> Any:
+        try:
+            return original(self)
+        finally:
+            try:
+                for noted in _ended_in(self):
+                    exits.close_ended(noted)
+            except Exception:  # noqa: BLE001
+                failed("loop.stop")
+
+    return run_forever
+
+
+def _ended_in(loop: Any) -> list[Note | Entry]:
+    """What is told of the tasks of a loop that have ended and whose done callbacks have not run."""
+    ready = getattr(loop, "_ready", None)
+    if type(ready) is deque:
+        callbacks = [getattr(handle, "_callback", None) for handle in list(ready)]
+        return [each for each in callbacks if isinstance(each, TaskNote)]
+    # uvloop does not show what it is about to call.
+    ledger = hopwatch_process.here().ledger
+    if not len(ledger):
+        return []
+    out: list[Note | Entry] = []
+    for noted in [*ledger.invisible(), *ledger.open_hops()]:
+        task = exits.ended_task(noted)
+        if task is not None and noted.done is None and task.get_loop() is loop:
+            out.append(noted)
     return out
 
 
@@ -569,6 +587,7 @@ def instrument(patches: Patches) -> None:
     patches.replace(loop, "create_task", _creating)
     patches.replace(loop, "call_exception_handler", _handling)
     patches.replace(loop, "_asyncgen_finalizer_hook", _finalizing)
+    patches.replace(loop, "run_forever", _stopping)
     patches.replace(loop, "close", _closing)
     patches.replace(asyncio.base_futures, "_future_repr_info", _showing)
     hopwatch_process.on_tick(look)
@@ -584,6 +603,7 @@ def instrument_uvloop(patches: Patches, loop: Any) -> None:
     patches.replace(loop, "create_task", _creating)
     patches.replace(loop, "call_exception_handler", _handling)
     patches.replace(loop, "_asyncgen_finalizer_hook", _finalizing)
+    patches.replace(loop, "run_forever", _stopping)
     patches.replace(loop, "close", _closing)
 
 
