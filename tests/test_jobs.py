@@ -149,6 +149,42 @@ def test_a_job_in_another_process_holds_its_hop_and_its_pool_does_not(watched, r
     assert watched.settled()
 
 
+@pytest.mark.parametrize("how", ["run_coroutine_threadsafe", "call_soon_threadsafe", "a loop of its own"])
+def test_what_a_pool_s_thread_has_a_loop_do_belongs_to_the_hop_that_gave_it_the_job(watched, run, how):
+    async def main():
+        loop, gate, seen, given = asyncio.get_running_loop(), asyncio.Event(), [], []
+
+        async def ask():
+            seen.append(hopwatch.current().name)
+            if how != "a loop of its own":
+                await gate.wait()
+
+        def job():
+            if how == "run_coroutine_threadsafe":
+                given.append(asyncio.run_coroutine_threadsafe(ask(), loop))
+            elif how == "call_soon_threadsafe":
+                loop.call_soon_threadsafe(lambda: given.append(asyncio.ensure_future(ask())))
+            else:
+                asyncio.run(ask())
+
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            with hopwatch.cascade("inner"):
+                await loop.run_in_executor(pool, job)
+            await comes(lambda: seen == ["inner"])
+            if how != "a loop of its own":
+                assert "inner" in watched.open() or any(each.late for each in watched.ledger.open_hops())
+            gate.set()
+            await comes(lambda: watched.open() == ["root"])
+            # The thread is nobody's again.
+            assert await loop.run_in_executor(pool, hopwatch.current) is not None
+            assert (
+                await asyncio.wrap_future(contextvars.Context().run(pool.submit, hopwatch.current))
+            ) is None
+
+    run(main)
+    assert watched.settled()
+
+
 def test_what_a_job_starts_counts_on_the_same_hop(watched, run):
     async def main():
         assert await asyncio.to_thread(whose) == "root"

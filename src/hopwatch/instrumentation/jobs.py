@@ -92,13 +92,34 @@ def _open(kind: str, function: Any, hop: Entry) -> Entry | None:
     return hop.ledger.open("task", f"{kind} {_name(function)[1]}", hop)
 
 
+class _Carried:
+    """A job that works for the hop that submitted it: a pool's thread has no context of its own."""
+
+    __slots__ = ("function", "hop")
+
+    def __init__(self, function: Any, hop: Entry) -> None:
+        self.function = function
+        self.hop = hop
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        before = current.set(self.hop)
+        try:
+            return self.function(*args, **kwargs)
+        finally:
+            current.reset(before)
+
+    def __repr__(self) -> str:
+        return repr(self.function)
+
+
 def _submitting(original: Any) -> Any:
     """`submit` of an executor: the job counts until its future is done, which a running job's is only at its end."""
 
     @functools.wraps(original)
     def submit(self: Any, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
         hop = _get()
-        future = original(self, fn, *args, **kwargs)
+        in_a_thread = hop is not None and isinstance(self, concurrent.futures.thread.ThreadPoolExecutor)
+        future = original(self, _Carried(fn, hop) if in_a_thread else fn, *args, **kwargs)  # type: ignore[arg-type]
         if hop is not None:
             try:
                 entry = _open("job", fn, hop)
