@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from hopwatch.ledger import Ledger, Outcome
 
 _ASYNCIO: Final = os.path.dirname(asyncio.__file__) + os.sep  # noqa: PTH120 - compared with co_filename, a str
-_FRAMES_TO_SKIP: Final = 6
-"""How many frames of asyncio may stand between a call site and `create_task` (gather: ensure_future, _ensure_future)."""
+_FRAMES_TO_SKIP: Final = 12
+"""How many frames that are not the application's may stand between a call site and `create_task` (gather: ensure_future, _ensure_future; anyio: start, our own _spawn, _spawn, and the pytest plugin's create_task)."""
 _WRAPPERS: Final = {
     # opentelemetry-instrumentation-asyncio (0.66b1) puts every coroutine into one of its own.
     "opentelemetry.instrumentation.asyncio": "coro",
@@ -52,6 +52,9 @@ _TRANSPARENT: Final = (
     f"{os.sep}wrapt{os.sep}",
     f"{os.sep}anyio{os.sep}",
 )
+_OURS: Final = os.path.dirname(os.path.dirname(__file__)) + os.sep  # noqa: PTH120 - as _ASYNCIO
+_DEMO: Final = f"{_OURS}demo{os.sep}"
+"""The agents of the demo are applications as any other."""
 _SDK_LOOPS: Final = frozenset(
     {"ActiveTask._run_producer", "ActiveTask._run_consumer", "EventQueueSource._dispatch_loop"}
 )
@@ -208,14 +211,18 @@ def hop_in(context: Any) -> Entry | None:
 
 
 def _call_site(frame: Any) -> Any:
-    """The first frame outside asyncio, and outside what wraps it."""
+    """The first frame outside asyncio, outside what wraps it, and outside hopwatch itself."""
     for _ in range(_FRAMES_TO_SKIP):
         code = frame.f_code
         if id(code) in _outside:
             break
         if id(code) not in _inside:
             name = code.co_filename
-            inside = name.startswith(_ASYNCIO) or any(part in name for part in _TRANSPARENT)
+            inside = (
+                name.startswith(_ASYNCIO)
+                or any(part in name for part in _TRANSPARENT)
+                or (name.startswith(_OURS) and not name.startswith(_DEMO))
+            )
             known = _inside if inside else _outside
             if len(known) < MAX_CODE:
                 known[id(code)] = code
