@@ -769,7 +769,7 @@ def test_what_is_remembered_of_functions_is_code_and_never_an_object_of_the_appl
 # Guards -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["time_ns", "_new", "_judge", "_getframe", "_call_site"])
+@pytest.mark.parametrize("name", ["time_ns", "_new", "judge", "_getframe", "_call_site"])
 def test_a_hook_that_fails_while_a_task_is_made_is_counted_and_makes_the_cascade_uncertain(
     watching_with, run, monkeypatch, name, caplog, capfd
 ):
@@ -781,10 +781,10 @@ def test_a_hook_that_fails_while_a_task_is_made_is_counted_and_makes_the_cascade
         async def main():
             with monkeypatch.context() as patch:
                 patch.setattr(tasks, name, broken)
-                if name == "_judge":
-                    patch.setattr(tasks, "is_service", broken)
+                if name == "judge":
+                    patch.setattr(service, "is_service", broken)
                     patch.undo()
-                    patch.setattr(tasks, "is_service", broken)
+                    patch.setattr(service, "is_service", broken)
                     service.forget()
                 if name == "_call_site":
                     tasks._outside.clear()
@@ -797,7 +797,7 @@ def test_a_hook_that_fails_while_a_task_is_made_is_counted_and_makes_the_cascade
             process.failures
         )
         assert watched.settled()
-        if name != "_judge":
+        if name != "judge":
             assert watched.hops()["root"].dropped >= 3
     assert "ours" not in capfd.readouterr().err
 
