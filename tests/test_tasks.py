@@ -665,6 +665,57 @@ def test_an_async_generator_of_a_hop_whose_own_work_is_over_keeps_it_open_too(wa
     assert watched.settled()
 
 
+def test_where_the_loop_runs_already_when_asyncio_is_instrumented_an_async_generator_is_closed_within_the_hop_too(
+    watching_with, run
+):
+    closed = []
+
+    async def numbers():
+        try:
+            yield 1
+        finally:
+            await asyncio.sleep(0)
+            closed.append(hopwatch.current())
+
+    async def main():
+        before = sys.get_asyncgen_hooks()
+        with watching_with() as watched:
+            with hopwatch.cascade("inner"):
+                async for _ in numbers():
+                    break
+            assert "inner" in watched.open()
+            while not closed:
+                await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            assert [hop.name for hop in closed] == ["inner"]
+            assert not any(hop.late for hop in watched.hops().values())
+            assert watched.settled()
+            assert sys.get_asyncgen_hooks().finalizer != before.finalizer
+        assert sys.get_asyncgen_hooks() == before
+        assert process.failures == {}
+
+    run(main, root=None)
+
+
+def test_the_hook_for_async_generators_of_somebody_else_in_a_running_loop_stays_theirs(watching_with, run):
+    async def main():
+        before = sys.get_asyncgen_hooks()
+
+        def theirs(agen):
+            before.finalizer(agen)
+
+        sys.set_asyncgen_hooks(finalizer=theirs)
+        try:
+            with watching_with():
+                assert sys.get_asyncgen_hooks().finalizer is theirs
+            assert sys.get_asyncgen_hooks().finalizer is theirs
+        finally:
+            sys.set_asyncgen_hooks(*before)
+
+    run(main, root=None)
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::RuntimeWarning")
 def test_an_async_generator_whose_loop_is_closed_before_it_is_leaves_nothing_open(watched):
     loop = asyncio.new_event_loop()

@@ -509,6 +509,18 @@ def instrument_uvloop(patches: Patches, loop: Any) -> None:
     patches.replace(loop, "close", _closing)
 
 
+def renew_hooks() -> None:
+    """Have the loop that runs in this thread close async generators by the method that its class has now: it took that of before when it began to run."""
+    try:
+        loop: Any = asyncio._get_running_loop()  # noqa: SLF001 - the public one raises where none runs
+        hook: Any = sys.get_asyncgen_hooks().finalizer
+        own = loop is not None and getattr(hook, "__self__", None) is loop
+        if own and hook.__name__ == "_asyncgen_finalizer_hook":
+            sys.set_asyncgen_hooks(finalizer=loop._asyncgen_finalizer_hook)  # noqa: SLF001
+    except Exception:  # noqa: BLE001
+        failed("asyncgen")
+
+
 def _in_child() -> None:
     destroyed.clear()
     _closings.clear()
