@@ -67,6 +67,17 @@ KNOWN: Final = (
     "sentry_sdk.profiler.*:*.run",
     "hopwatch.*:Telemetry._*",
     "redis.asyncio.*:*listen*",
+    # MCP, with 1.30.0 and 2.3.0: what lives as long as a client's session. Who calls a tool waits for the answer in its own task.
+    "mcp.client.stdio:stdio_client.<locals>.stdout_reader",
+    "mcp.client.stdio:stdio_client.<locals>.stdin_writer",
+    "mcp.client.sse:sse_client.<locals>.sse_reader",
+    "mcp.client.sse:sse_client.<locals>.post_writer",
+    "mcp.client.streamable_http:StreamableHTTPTransport.post_writer",
+    "mcp.client.streamable_http:StreamableHTTPTransport.handle_get_stream",
+    "mcp.shared.session:BaseSession._receive_loop",
+    "mcp.shared.jsonrpc_dispatcher:JSONRPCDispatcher.run",
+    # LiteLLM 1.106.2: it hands logging to tasks of its own.
+    "litellm.litellm_core_utils.logging_worker:LoggingWorker._worker_loop",
 )
 """Patterns of `module:qualname`, as `fnmatch` has them."""
 
