@@ -6,6 +6,7 @@ Task groups of asyncio and anyio, timeouts, eager tasks, threads, executors, int
 import asyncio
 import concurrent.futures
 import contextlib
+import inspect
 import multiprocessing
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import anyio.to_thread
 import pytest
 
 import hopwatch
+from hopwatch.testing.leftovers import Watch
 
 WHAT = "loops and threads"
 
@@ -125,6 +127,64 @@ def test_a_task_group_of_anyio_holds_its_hop_and_what_its_scope_cancels_is_cance
             "cancelled",
         ), ended
         assert watched.settled()
+
+
+@pytest.mark.row(
+    WHAT, "where anyio's task groups were given a task, on asyncio's loop and uvloop's", "anyio", "uvloop"
+)
+def test_a_task_of_anyio_s_is_told_with_the_line_that_gave_it_to_the_group(watched, run):
+    async def sub():
+        await anyio.sleep_forever()
+
+    async def starts(*, task_status):
+        task_status.started()
+        await anyio.sleep_forever()
+
+    async def main():
+        here = inspect.currentframe()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(sub)
+            lines = [here.f_lineno - 1]
+            await tasks.start(starts)
+            lines.append(here.f_lineno - 1)
+            tasks.create_task(sub())
+            lines.append(here.f_lineno - 1)
+            places = [
+                each.location for each in hopwatch.pending() if "sub" in each.name or "starts" in each.name
+            ]
+            tasks.cancel_scope.cancel()
+        assert sorted(each.split(" ")[0] for each in places) == [f"{__file__}:{line}" for line in lines]
+        assert all(each.endswith("main") for each in places)
+
+    run(main)
+    assert watched.settled()
+
+
+def test_a_task_is_told_with_the_line_that_made_it_where_the_pytest_plugin_looks_too(watched, run):
+    looks = Watch()
+
+    async def main():
+        here = inspect.currentframe()
+        looks.begin("a test")  # after asyncio was instrumented, as in a pytest that `hopwatch run` starts
+        try:
+            async with anyio.create_task_group() as tasks:
+                task, lines = asyncio.create_task(wait_for(asyncio.Event())), [here.f_lineno]
+                tasks.start_soon(anyio.sleep_forever)
+                lines.append(here.f_lineno - 1)
+                await anyio.lowlevel.checkpoint()
+                places = {
+                    each.location.split(" ")[0]
+                    for each in hopwatch.pending()
+                    if each.name in ("wait_for", "sleep_forever")
+                }
+                task.cancel()
+                tasks.cancel_scope.cancel()
+        finally:
+            looks.remove()
+        assert places == {f"{__file__}:{line}" for line in lines}
+
+    run(main)
+    assert watched.settled()
 
 
 @pytest.mark.row(

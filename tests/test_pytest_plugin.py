@@ -675,6 +675,137 @@ def test_it_works_in_the_workers_of_xdist(suite):
     told.fnmatch_lines([f"    made at test_*.py:{suite.here[0]} in *main"])
 
 
+# Agents of the A2A SDK in the test's own process --------------------------------------------------------------------
+
+AGENT = """
+import httpx
+from a2a.helpers import new_task_from_user_message, new_text_part
+from a2a.server.agent_execution import AgentExecutor
+from a2a.server.request_handlers import DefaultRequestHandler
+from a2a.server.routes import create_jsonrpc_routes
+from a2a.server.tasks import InMemoryTaskStore, TaskUpdater
+from a2a.types.a2a_pb2 import AgentCapabilities, AgentCard, AgentInterface, AgentSkill
+from starlette.applications import Starlette
+
+class Agent(AgentExecutor):
+    async def execute(self, context, queue):
+        task = context.current_task or new_task_from_user_message(context.message)
+        await queue.enqueue_event(task)
+        updater = TaskUpdater(queue, task.id, task.context_id)
+        await updater.start_work()
+        await self.work(context.get_user_input())
+        await updater.add_artifact([new_text_part("done")])
+        await updater.complete()
+
+    async def work(self, text):
+        await asyncio.sleep(0)
+
+    async def cancel(self, context, queue):
+        await TaskUpdater(queue, context.task_id, context.context_id).cancel()
+
+card = AgentCard(
+    name="agent", description="counts", version="1", capabilities=AgentCapabilities(streaming=True),
+    supported_interfaces=[AgentInterface(url="http://agent/", protocol_binding="JSONRPC", protocol_version="1.0")],
+    default_input_modes=["text/plain"], default_output_modes=["text/plain"],
+    skills=[AgentSkill(id="count", name="count", description="counts", tags=["count"])],
+)
+
+async def send(agent, now=False):
+    handler = DefaultRequestHandler(agent_executor=agent, task_store=InMemoryTaskStore(), agent_card=card)
+    app = Starlette(routes=create_jsonrpc_routes(handler, "/"))
+    message = {"messageId": "1", "role": "ROLE_USER", "parts": [{"text": "apples"}]}
+    params = {"message": message, "configuration": {"returnImmediately": now}}
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://agent", timeout=60) as client:
+        body = {"jsonrpc": "2.0", "id": 1, "method": "SendMessage", "params": params}
+        answer = await client.post("/", json=body, headers={"A2A-Version": "1.0"})
+        return answer.json()["result"]["task"]["status"]["state"]
+"""
+
+
+@pytest.mark.parametrize("library", ["asyncio", "anyio"])
+def test_an_agent_that_does_its_work_leaves_nothing_whatever_the_sdk_has_to_close_yet(suite, library):
+    if library == "asyncio":
+        pytest.importorskip("pytest_asyncio")
+    suite(
+        (ANYIO if library == "anyio" else "")
+        + AGENT
+        + f"""
+def test_by_asyncio_run():
+    assert asyncio.run(send(Agent())) == "TASK_STATE_COMPLETED"
+
+@pytest.mark.{library}
+async def test_in_a_loop_of_the_framework():
+    assert await send(Agent()) == "TASK_STATE_COMPLETED"
+
+@pytest.mark.{library}
+async def test_with_a_cascade(cascade):
+    assert await send(Agent()) == "TASK_STATE_COMPLETED"
+    await cascade.settled(timeout=120)
+""",
+        asyncio=library == "asyncio",
+        passed=3,
+    )
+
+
+def test_a_task_that_an_agent_leaves_is_told_and_so_is_its_execution_that_goes_on(suite):
+    told = suite(
+        AGENT
+        + """
+class Careless(Agent):
+    async def work(self, text):
+        self.kept = asyncio.create_task(forever())  # here
+
+def test_of_the_agent():
+    assert asyncio.run(send(Careless())) == "TASK_STATE_COMPLETED"
+
+class Slow(Agent):
+    async def work(self, text):
+        await forever()
+
+def test_goes_on():
+    assert asyncio.run(send(Slow(), now=True)) in ("TASK_STATE_SUBMITTED", "TASK_STATE_WORKING")
+""",
+        failed=2,
+    )
+    told.fnmatch_lines(
+        [
+            f"left pending: forever, made at test_*.py:{suite.here[0]} in *work",
+            "*HOPWATCH_SERVICE_LOOPS=test_it:forever",
+            "left pending: Agent.execute, made at *active_task.py:* in *_run_producer",
+        ]
+    )
+
+
+def test_what_the_environment_declares_a_service_loop_is_not_left_but_what_it_makes_is(suite, monkeypatch):
+    monkeypatch.setenv("HOPWATCH_SERVICE_LOOPS", "test_it:Pool.consume")
+    told = suite(
+        """
+class Pool:
+    async def consume(self):
+        self.job = asyncio.create_task(forever())  # here
+        await forever()
+
+async def start():
+    pool = Pool()
+    pool.task = asyncio.create_task(pool.consume())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    return pool
+
+def test_left():
+    asyncio.run(start())
+
+def test_stopped():
+    async def main():
+        (await start()).job.cancel()
+    asyncio.run(main())
+""",
+        failed=1,
+        passed=1,
+    )
+    told.fnmatch_lines([f"left pending: forever, made at test_*.py:{suite.here[0]} in *consume"])
+
+
 # What it costs others ---------------------------------------------------------------------------------------------
 
 

@@ -756,6 +756,57 @@ def test_an_async_generator_of_a_hop_whose_own_work_is_over_keeps_it_open_too(wa
     assert watched.settled()
 
 
+def test_where_the_loop_runs_already_when_asyncio_is_instrumented_an_async_generator_is_closed_within_the_hop_too(
+    watching_with, run
+):
+    closed = []
+
+    async def numbers():
+        try:
+            yield 1
+        finally:
+            await asyncio.sleep(0)
+            closed.append(hopwatch.current())
+
+    async def main():
+        before = sys.get_asyncgen_hooks()
+        with watching_with() as watched:
+            with hopwatch.cascade("inner"):
+                async for _ in numbers():
+                    break
+            assert "inner" in watched.open()
+            while not closed:
+                await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            assert [hop.name for hop in closed] == ["inner"]
+            assert not any(hop.late for hop in watched.hops().values())
+            assert watched.settled()
+            assert sys.get_asyncgen_hooks().finalizer != before.finalizer
+        assert sys.get_asyncgen_hooks() == before
+        assert process.failures == {}
+
+    run(main, root=None)
+
+
+def test_the_hook_for_async_generators_of_somebody_else_in_a_running_loop_stays_theirs(watching_with, run):
+    async def main():
+        before = sys.get_asyncgen_hooks()
+
+        def theirs(agen):
+            before.finalizer(agen)
+
+        sys.set_asyncgen_hooks(finalizer=theirs)
+        try:
+            with watching_with():
+                assert sys.get_asyncgen_hooks().finalizer is theirs
+            assert sys.get_asyncgen_hooks().finalizer is theirs
+        finally:
+            sys.set_asyncgen_hooks(*before)
+
+    run(main, root=None)
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::RuntimeWarning")
 def test_an_async_generator_whose_loop_is_closed_before_it_is_leaves_nothing_open(watched):
     loop = asyncio.new_event_loop()
@@ -860,7 +911,7 @@ def test_what_is_remembered_of_functions_is_code_and_never_an_object_of_the_appl
 # Guards -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["time_ns", "_new", "_judge", "_getframe", "_call_site"])
+@pytest.mark.parametrize("name", ["time_ns", "_new", "judge", "_getframe", "_call_site"])
 def test_a_hook_that_fails_while_a_task_is_made_is_counted_and_makes_the_cascade_uncertain(
     watching_with, run, monkeypatch, name, caplog, capfd
 ):
@@ -872,10 +923,10 @@ def test_a_hook_that_fails_while_a_task_is_made_is_counted_and_makes_the_cascade
         async def main():
             with monkeypatch.context() as patch:
                 patch.setattr(tasks, name, broken)
-                if name == "_judge":
-                    patch.setattr(tasks, "is_service", broken)
+                if name == "judge":
+                    patch.setattr(service, "is_service", broken)
                     patch.undo()
-                    patch.setattr(tasks, "is_service", broken)
+                    patch.setattr(service, "is_service", broken)
                     service.forget()
                 if name == "_call_site":
                     tasks._outside.clear()
@@ -888,7 +939,7 @@ def test_a_hook_that_fails_while_a_task_is_made_is_counted_and_makes_the_cascade
             process.failures
         )
         assert watched.settled()
-        if name != "_judge":
+        if name != "judge":
             assert watched.hops()["root"].dropped >= 3
     assert "ours" not in capfd.readouterr().err
 

@@ -15,7 +15,7 @@ from weakref import ref
 
 from hopwatch import attributes as names
 from hopwatch import process as hopwatch_process
-from hopwatch.instrumentation import acp_wire, tasks
+from hopwatch.instrumentation import acp_wire, service, tasks
 from hopwatch.orphans import Orphan, tell
 from hopwatch.process import encodable, failed
 
@@ -43,7 +43,7 @@ class Owner:
         self.task: Any = ref(task) if task is not None else None
         self.name = encodable(str(task.get_name())[:200]) if task is not None else ""
         # By its own name, whatever instrumentations have wrapped around it.
-        self.what = tasks._judge(task.get_coro())[1][:200] if task is not None else ""  # noqa: SLF001
+        self.what = service.judge(task.get_coro())[1][:200] if task is not None else ""
 
     def alive(self) -> bool:
         """Whether it may close the connection yet."""

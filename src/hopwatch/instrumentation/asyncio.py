@@ -60,6 +60,7 @@ class AsyncioInstrumentor(BaseInstrumentor):  # type: ignore[misc]
                 ("concurrent.futures.process", lambda module: jobs.instrument_processes(patches, module)),
             ):
                 patches.when_imported(name, hook)
+            tasks.renew_hooks()
             patches.complete()
             inspect_socket.open_socket()
         except Exception:  # noqa: BLE001 - the launcher would switch every instrumentation off
@@ -67,6 +68,7 @@ class AsyncioInstrumentor(BaseInstrumentor):  # type: ignore[misc]
 
     def _uninstrument(self, **_: Any) -> None:
         self._patches.undo()
+        tasks.renew_hooks()
         inspect_socket.close_socket()
         try:
             queues.forget()

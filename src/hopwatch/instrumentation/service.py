@@ -7,10 +7,14 @@ the SDK and of common libraries (the table), what `HOPWATCH_SERVICE_LOOPS` names
 
 from __future__ import annotations
 
+import gc
+import inspect
 import sys
 from fnmatch import fnmatchcase
-from types import CodeType
+from types import CellType, CodeType, FrameType
 from typing import Any, Final
+
+from hopwatch.process import failed
 
 KNOWN: Final = (
     # a2a-sdk 1.3.0: parked between requests; what they do for a request is accounted for by its events.
@@ -63,6 +67,17 @@ KNOWN: Final = (
     "sentry_sdk.profiler.*:*.run",
     "hopwatch.*:Telemetry._*",
     "redis.asyncio.*:*listen*",
+    # MCP, with 1.30.0 and 2.3.0: what lives as long as a client's session. Who calls a tool waits for the answer in its own task.
+    "mcp.client.stdio:stdio_client.<locals>.stdout_reader",
+    "mcp.client.stdio:stdio_client.<locals>.stdin_writer",
+    "mcp.client.sse:sse_client.<locals>.sse_reader",
+    "mcp.client.sse:sse_client.<locals>.post_writer",
+    "mcp.client.streamable_http:StreamableHTTPTransport.post_writer",
+    "mcp.client.streamable_http:StreamableHTTPTransport.handle_get_stream",
+    "mcp.shared.session:BaseSession._receive_loop",
+    "mcp.shared.jsonrpc_dispatcher:JSONRPCDispatcher.run",
+    # LiteLLM 1.106.2: it hands logging to tasks of its own.
+    "litellm.litellm_core_utils.logging_worker:LoggingWorker._worker_loop",
 )
 """Patterns of `module:qualname`, as `fnmatch` has them."""
 
@@ -150,3 +165,111 @@ def own_name(code: CodeType, qualname: str) -> bool:
     if _NAMED:
         return bool(code.co_qualname == qualname)  # type: ignore[attr-defined,unused-ignore]
     return code.co_name == qualname.rpartition(".")[2]
+
+
+_WRAPPERS: Final = {
+    # opentelemetry-instrumentation-asyncio (0.66b1) puts every coroutine into one of its own.
+    "opentelemetry.instrumentation.asyncio": "coro",
+    # a2a-sdk 1.3.0 does so with its own telemetry, also where that is switched off.
+    "a2a.utils.telemetry": "func",
+    "hopwatch.instrumentation.a2a": "wrapped",
+    "hopwatch.instrumentation.a2a_events": "original",
+    "hopwatch.instrumentation.a2a_results": "original",
+    "hopwatch.instrumentation.acp": "wrapped",
+}
+"""Modules whose coroutines stand for another one, and the local variable that holds it."""
+_ANYIO_HANDLES: Final = "anyio._core._tasks"
+"""Where anyio (4.16) has the coroutine that runs what its task groups are given: without looking behind it all of them had one name."""
+
+
+def judge(coro: Any) -> tuple[bool, str]:
+    """Whether a coroutine is a service loop, and its name: looked for behind what others, and we, wrap around it."""
+    name = getattr(coro, "__qualname__", None) or type(coro).__name__
+    try:
+        for _ in range(4):
+            code = getattr(coro, "cr_code", None)
+            if code is None:
+                return False, name
+            name = coro.__qualname__
+            if name in IN_CYTHON and "/_cygrpc/" in code.co_filename:
+                return True, name
+            # Many functions share the code of what is wrapped around them; the wrapper's name is theirs.
+            known = behind.get((id(code), name))
+            if known is not None:
+                return known[1], name
+            frame = coro.cr_frame
+            if frame is None:  # it has ended, or is being collected
+                answered = _answers.get((id(code), name))
+                return answered is not None and answered[1], name
+            inner = _within(coro, frame)
+            if inner is None:
+                module = frame.f_globals.get("__name__", "")
+                return is_service(code, module, name) or _is_decorated_service(coro, code, name), name
+            if not hasattr(inner, "cr_frame"):
+                answer = is_service(inspect.unwrap(inner).__code__, inner.__module__, inner.__qualname__)
+                if len(behind) < MAX_JUDGED:
+                    behind[id(code), name] = (code, answer)
+                return answer, name
+            coro = inner
+    except Exception:  # noqa: BLE001
+        failed("service")
+    return False, name
+
+
+def pattern(coro: Any) -> str:
+    """`module:qualname` of the function behind a coroutine, as `HOPWATCH_SERVICE_LOOPS` names it; empty where Python does not tell."""
+    try:
+        for _ in range(4):
+            frame = getattr(coro, "cr_frame", None)
+            if frame is None:
+                break
+            inner = _within(coro, frame)
+            if inner is None:
+                return f"{frame.f_globals.get('__name__', '')}:{coro.__qualname__}"
+            if not hasattr(inner, "cr_frame"):
+                return f"{inner.__module__}:{inner.__qualname__}"
+            coro = inner
+    except Exception:  # noqa: BLE001
+        failed("service")
+    return ""
+
+
+def _within(coro: Any, frame: Any) -> Any:
+    """The coroutine that this one was wrapped around, or the function that it is about to call; None where it is no wrapper."""
+    module = frame.f_globals.get("__name__", "")
+    if module == _ANYIO_HANDLES:
+        return _handled(coro)
+    wrapped = _WRAPPERS.get(module)
+    return frame.f_locals.get(wrapped) if wrapped is not None else None
+
+
+def _locals(coro: Any) -> list[Any]:
+    """What the frame of a coroutine refers to. Not `f_locals`, which up to Python 3.12 keeps what is in it alive as long as the frame."""
+    found = gc.get_referents(coro)
+    if sys.version_info < (3, 11):
+        found = gc.get_referents(*(each for each in found if isinstance(each, FrameType)))
+    return found
+
+
+def _handled(coro: Any) -> Any:
+    """The coroutine that the application gave to a task group of anyio (4.16), which runs it by a handle."""
+    for each in _locals(coro):
+        if type(each).__module__ == _ANYIO_HANDLES:
+            return getattr(each, "_coro", None)
+    return None
+
+
+def _is_decorated_service(coro: Any, code: Any, name: str) -> bool:
+    """Whether a decorator's coroutine, which goes by the name of what it decorates, closes over a service loop.
+
+    The answer is not remembered where it is yes: all that the decorator is put around shares its code.
+    """
+    if own_name(code, name):
+        return False
+    for each in _locals(coro):
+        value = each.cell_contents if isinstance(each, CellType) else each
+        if getattr(value, "__qualname__", None) == name and callable(value):
+            inner = getattr(inspect.unwrap(value), "__code__", None)
+            if inner is not None and is_service(inner, value.__module__, name):
+                return True
+    return False

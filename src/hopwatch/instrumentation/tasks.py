@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import gc
-import inspect
 import json
 import os
 import sys
 from collections import deque
 from time import time_ns
-from types import CellType, FrameType
 from typing import TYPE_CHECKING, Any, Final
 from weakref import ref
 
@@ -21,7 +18,7 @@ from opentelemetry import context as otel_context
 from hopwatch import attributes as names
 from hopwatch import exits, waits
 from hopwatch import process as hopwatch_process
-from hopwatch.instrumentation.service import IN_CYTHON, MAX_JUDGED, behind, is_service, own_name, work
+from hopwatch.instrumentation.service import judge, work
 from hopwatch.ledger import DURATIONS_A_TICK, Entry, Note
 from hopwatch.process import current, failed, machinery
 from hopwatch.records import set_location
@@ -32,26 +29,16 @@ if TYPE_CHECKING:
     from hopwatch.ledger import Ledger, Outcome
 
 _ASYNCIO: Final = os.path.dirname(asyncio.__file__) + os.sep  # noqa: PTH120 - compared with co_filename, a str
-_FRAMES_TO_SKIP: Final = 6
-"""How many frames of asyncio may stand between a call site and `create_task` (gather: ensure_future, _ensure_future)."""
-_WRAPPERS: Final = {
-    # opentelemetry-instrumentation-asyncio (0.66b1) puts every coroutine into one of its own.
-    "opentelemetry.instrumentation.asyncio": "coro",
-    # a2a-sdk 1.3.0 does so with its own telemetry, also where that is switched off.
-    "a2a.utils.telemetry": "func",
-    "hopwatch.instrumentation.a2a": "wrapped",
-    "hopwatch.instrumentation.a2a_events": "original",
-    "hopwatch.instrumentation.a2a_results": "original",
-    "hopwatch.instrumentation.acp": "wrapped",
-}
-"""Modules whose coroutines stand for another one, and the local variable that holds it."""
-_ANYIO_HANDLES: Final = "anyio._core._tasks"
-"""Where anyio (4.16) has the coroutine that runs what its task groups are given: without looking behind it all of them had one name."""
+_FRAMES_TO_SKIP: Final = 12
+"""How many frames that are not the application's may stand between a call site and `create_task` (gather: ensure_future, _ensure_future; anyio: start, our own _spawn, _spawn, and the pytest plugin's create_task)."""
 _TRANSPARENT: Final = (
     f"{os.sep}opentelemetry{os.sep}instrumentation{os.sep}",
     f"{os.sep}wrapt{os.sep}",
     f"{os.sep}anyio{os.sep}",
 )
+_OURS: Final = os.path.dirname(os.path.dirname(__file__)) + os.sep  # noqa: PTH120 - as _ASYNCIO
+_DEMO: Final = f"{_OURS}demo{os.sep}"
+"""The agents of the demo are applications as any other."""
 _SDK_LOOPS: Final = frozenset(
     {"ActiveTask._run_producer", "ActiveTask._run_consumer", "EventQueueSource._dispatch_loop"}
 )
@@ -145,7 +132,7 @@ def _creating(original: Any) -> Any:
         try:
             what = work[id(coro.cr_code)]
         except (AttributeError, KeyError):  # new, a service loop, wrapped, or not a coroutine of Python's own
-            service, what = _judge(coro)
+            service, what = judge(coro)
             if service:
                 return _create_detached(original, self, coro, others)
             if what in _COVERED and machinery.get():
@@ -202,14 +189,18 @@ def hop_in(context: Any) -> Entry | None:
 
 
 def _call_site(frame: Any) -> Any:
-    """The first frame outside asyncio, and outside what wraps it."""
+    """The first frame outside asyncio, outside what wraps it, and outside hopwatch itself."""
     for _ in range(_FRAMES_TO_SKIP):
         code = frame.f_code
         if id(code) in _outside:
             break
         if id(code) not in _inside:
             name = code.co_filename
-            inside = name.startswith(_ASYNCIO) or any(part in name for part in _TRANSPARENT)
+            inside = (
+                name.startswith(_ASYNCIO)
+                or any(part in name for part in _TRANSPARENT)
+                or (name.startswith(_OURS) and not name.startswith(_DEMO))
+            )
             known = _inside if inside else _outside
             if len(known) < MAX_CODE:
                 known[id(code)] = code
@@ -219,75 +210,6 @@ def _call_site(frame: Any) -> Any:
             break
         frame = frame.f_back
     return frame
-
-
-def _judge(coro: Any) -> tuple[bool, str]:
-    """Whether a coroutine is a service loop, and its name: looked for behind what others, and we, wrap around it."""
-    name = getattr(coro, "__qualname__", None) or type(coro).__name__
-    try:
-        for _ in range(4):
-            code = getattr(coro, "cr_code", None)
-            if code is None:
-                return False, name
-            name = coro.__qualname__
-            if name in IN_CYTHON and "/_cygrpc/" in code.co_filename:
-                return True, name
-            # Many functions share the code of what is wrapped around them; the wrapper's name is theirs.
-            known = behind.get((id(code), name))
-            if known is not None:
-                return known[1], name
-            frame = coro.cr_frame
-            if frame is None:  # it has ended already: asyncio will say so
-                return False, name
-            module = frame.f_globals.get("__name__", "")
-            wrapped = _WRAPPERS.get(module)
-            if module == _ANYIO_HANDLES:
-                inner = _handled(coro)
-            else:
-                inner = frame.f_locals.get(wrapped) if wrapped is not None else None
-            if inner is None:
-                return is_service(code, module, name) or _is_decorated_service(coro, code, name), name
-            if not hasattr(inner, "cr_frame"):
-                answer = is_service(inspect.unwrap(inner).__code__, inner.__module__, inner.__qualname__)
-                if len(behind) < MAX_JUDGED:
-                    behind[id(code), name] = (code, answer)
-                return answer, name
-            coro = inner
-    except Exception:  # noqa: BLE001
-        failed("service")
-    return False, name
-
-
-def _locals(coro: Any) -> list[Any]:
-    """What the frame of a coroutine refers to. Not `f_locals`, which up to Python 3.12 keeps what is in it alive as long as the frame."""
-    found = gc.get_referents(coro)
-    if sys.version_info < (3, 11):
-        found = gc.get_referents(*(each for each in found if isinstance(each, FrameType)))
-    return found
-
-
-def _handled(coro: Any) -> Any:
-    """The coroutine that the application gave to a task group of anyio (4.16), which runs it by a handle."""
-    for each in _locals(coro):
-        if type(each).__module__ == _ANYIO_HANDLES:
-            return getattr(each, "_coro", None)
-    return None
-
-
-def _is_decorated_service(coro: Any, code: Any, name: str) -> bool:
-    """Whether a decorator's coroutine, which goes by the name of what it decorates, closes over a service loop.
-
-    The answer is not remembered where it is yes: all that the decorator is put around shares its code.
-    """
-    if own_name(code, name):
-        return False
-    for each in _locals(coro):
-        value = each.cell_contents if isinstance(each, CellType) else each
-        if getattr(value, "__qualname__", None) == name and callable(value):
-            inner = getattr(inspect.unwrap(value), "__code__", None)
-            if inner is not None and is_service(inner, value.__module__, name):
-                return True
-    return False
 
 
 def _create_detached(original: Any, loop: Any, coro: Any, others: dict[str, Any]) -> Any:
@@ -390,7 +312,7 @@ def _spawning(module: Any) -> Any:
             if hop is not None and before is not None:
                 try:
                     for task in self._tasks - before:
-                        service, what = _judge(task.get_coro())
+                        service, what = judge(task.get_coro())
                         if not service and not (
                             hop.ledger.size >= hop.ledger.capacity and hop.ledger.full(hop)
                         ):
@@ -605,6 +527,18 @@ def instrument_uvloop(patches: Patches, loop: Any) -> None:
     patches.replace(loop, "_asyncgen_finalizer_hook", _finalizing)
     patches.replace(loop, "run_forever", _stopping)
     patches.replace(loop, "close", _closing)
+
+
+def renew_hooks() -> None:
+    """Have the loop that runs in this thread close async generators by the method that its class has now: it took that of before when it began to run."""
+    try:
+        loop: Any = asyncio._get_running_loop()  # noqa: SLF001 - the public one raises where none runs
+        hook: Any = sys.get_asyncgen_hooks().finalizer
+        own = loop is not None and getattr(hook, "__self__", None) is loop
+        if own and hook.__name__ == "_asyncgen_finalizer_hook":
+            sys.set_asyncgen_hooks(finalizer=loop._asyncgen_finalizer_hook)  # noqa: SLF001
+    except Exception:  # noqa: BLE001
+        failed("asyncgen")
 
 
 def _in_child() -> None:

@@ -23,7 +23,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
 from weakref import ref
 
-from hopwatch.process import failed, unwatched
+from hopwatch.process import failed, read_settings, unwatched
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -41,6 +41,10 @@ _BETWEEN: Final = (
 )
 """Parts of paths of what may stand between `create_task` and the line that meant it."""
 _MOST_FRAMES: Final = 24
+_OF_ACP: Final = (f"-packages{os.sep}acp{os.sep}", f"{os.sep}instrumentation{os.sep}acp.py")
+_SDK: Final = "a2a."
+_OF_ITS_LOOPS: Final = (_SDK, "asyncio.", "culsans.")
+"""Packages of what the service loops of the A2A SDK make themselves; their queues are culsans' before Python 3.13."""
 _PRUNE_AT: Final = 1024
 _tools: Final[dict[str, Any]] = {}
 """What is loaded with the first test. Not later: a task may be collected in the middle of any import."""
@@ -91,11 +95,12 @@ class Made:
     Attributes:
         task: weak reference to it.
         why: why it counts as left; None as long as it does not.
+        pattern: what names its function in HOPWATCH_SERVICE_LOOPS; empty for a function of asyncio or anyio, which is many tasks'.
         waits: what it waited on, as `hopwatch.waits.Wait.as_dict` has it.
         told: whether it has been reported.
     """
 
-    __slots__ = ("code", "offset", "task", "title", "told", "waits", "why")
+    __slots__ = ("code", "offset", "pattern", "task", "title", "told", "waits", "why")
 
     def __init__(self, task: Any, frame: Any) -> None:
         self.task = ref(task)
@@ -103,7 +108,7 @@ class Made:
         self.offset = 0
         if frame is not None:
             self.code, self.offset = frame.f_code, frame.f_lasti
-        self.title = ""
+        self.title = self.pattern = ""
         self.why: str | None = None
         self.waits: dict[str, Any] | None = None
         self.told = False
@@ -126,6 +131,8 @@ class Made:
             failed("leftovers.waits")
         coro = task.get_coro()
         self.title = getattr(coro, "__qualname__", None) or type(coro).__name__
+        pattern = _tools["service"].pattern(coro)
+        self.pattern = "" if pattern.startswith(("asyncio.", "anyio.")) else pattern
         name = task.get_name()
         if not name.startswith("Task-"):
             self.title += f" (task {name!r})"
@@ -167,6 +174,11 @@ def report(left: list[Made], root: str) -> str:
     if len(left) > MOST_SHOWN:
         out.extend(("", f"  ... and {len(left) - MOST_SHOWN} more"))
     out.extend(("", "Await them, or cancel and await them; or expect it: @pytest.mark.leaves_pending('why')"))
+    pattern = next((made.pattern for made in left if made.pattern), None)
+    if pattern is not None:
+        out.append(
+            f"If one lives as long as the program: @hopwatch.service, or HOPWATCH_SERVICE_LOOPS={pattern}"
+        )
     return "\n".join(out)
 
 
@@ -244,10 +256,10 @@ class Watch:
 
     def _install(self) -> None:
         from hopwatch import waits  # noqa: PLC0415 - loading the plugin has to be cheap
-        from hopwatch.instrumentation import Patches  # noqa: PLC0415
-        from hopwatch.instrumentation.service import is_service  # noqa: PLC0415
+        from hopwatch.instrumentation import Patches, service  # noqa: PLC0415 - as above
 
-        _tools.update(waits=waits, is_service=is_service)
+        _tools.update(waits=waits, service=service)
+        service.configure(read_settings().service_loops)
         self._patches = patches = Patches()
         patches.replace(asyncio.BaseEventLoop, "create_task", self._creating)
         patches.replace(asyncio.BaseEventLoop, "call_exception_handler", self._handling)
@@ -312,7 +324,9 @@ class Watch:
                     whose.reset(token)
             if owner is self._test and owner is not None:
                 try:
-                    owner.note(task, _call_site(_getframe(1)))
+                    site = _call_site(_getframe(1))
+                    if not _is_of_the_sdk(loop, coro, site):
+                        owner.note(task, site)
                 except Exception:  # noqa: BLE001
                     failed("leftovers.note")
             return task
@@ -384,12 +398,25 @@ def _is_no_work(task: Any) -> bool:
     coro = task.get_coro()
     if type(coro).__name__ == "async_generator_athrow":
         return True
-    code, frame = getattr(coro, "cr_code", None), getattr(coro, "cr_frame", None)
-    if code is None or frame is None:
-        return False
-    module = frame.f_globals.get("__name__", "")
+    code = getattr(coro, "cr_code", None)
     # A connection of the Agent Client Protocol is somebody's, who has to close it: its loops are no cascade's work, and left all the same.
-    return not module.startswith("acp.") and bool(_tools["is_service"](code, module, coro.__qualname__))
+    if code is None or any(part in code.co_filename for part in _OF_ACP):
+        return False
+    return bool(_tools["service"].judge(coro)[0])
+
+
+def _is_of_the_sdk(loop: Any, coro: Any, site: Any) -> bool:
+    """Whether a service loop of the A2A SDK makes this, by a line of its own, of the SDK's own or a queue's functions.
+
+    So it hands its events on, and closes its queues. What it makes of the agent's functions, or these by lines of theirs, is the test's.
+    """
+    if site is None or not site.f_globals.get("__name__", "").startswith(_SDK):
+        return False
+    service = _tools["service"]
+    maker = asyncio.current_task(loop)
+    if maker is None or not service.judge(maker.get_coro())[0]:
+        return False
+    return str(service.pattern(coro)).startswith(_OF_ITS_LOOPS)
 
 
 def _is_ending(task: Any) -> bool:
