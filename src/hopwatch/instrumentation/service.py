@@ -76,7 +76,7 @@ KNOWN: Final = (
     "mcp.client.streamable_http:StreamableHTTPTransport.handle_get_stream",
     "mcp.shared.session:BaseSession._receive_loop",
     "mcp.shared.jsonrpc_dispatcher:JSONRPCDispatcher.run",
-    # LiteLLM 1.106.2: it hands logging to tasks of its own.
+    # LiteLLM 1.106.2 (tried by hand, for what it needs conflicts with the constraints here): it hands logging to tasks of its own.
     "litellm.litellm_core_utils.logging_worker:LoggingWorker._worker_loop",
 )
 """Patterns of `module:qualname`, as `fnmatch` has them."""
