@@ -660,7 +660,7 @@ def test_what_a_thread_without_context_reports_belongs_to_the_message_that_it_wo
             (first,) = cascades().values()
             judged = verdict(first).verdict
             task = answer[0] if isinstance(answer, tuple) else answer.task
-            await peer.send(task=task.id, context=task.context_id)
+            await peer.send(task=task.id, context=task.context_id, webhook=there.hook)
             await over(left_behind(engine))
         assert pushed[before - 1] == "TASK_STATE_INPUT_REQUIRED"
         assert pushed[-1] == "TASK_STATE_COMPLETED"
