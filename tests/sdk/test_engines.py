@@ -372,6 +372,7 @@ def test_an_execution_that_raises_has_failed(engine, unread):
     run(story)
 
 
+@pytest.mark.usefixtures("rather_patient")
 @engines
 @bindings
 @pytest.mark.parametrize("wanted", ["INPUT", "AUTH"])
