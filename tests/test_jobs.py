@@ -489,6 +489,24 @@ def test_the_threads_of_a_pool_hold_nothing_open(watched, run):
     assert watched.settled()
 
 
+def test_a_child_process_is_not_counted_whatever_asyncio_waits_for_it_with(watched, run):
+    async def main():
+        with hopwatch.cascade("inner"):
+            child = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-c",
+                "input()",
+                stdin=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.DEVNULL,
+            )
+        await comes(lambda: watched.open() == ["root"])
+        child.stdin.close()
+        await child.wait()
+
+    run(main)
+    assert watched.settled()
+
+
 def test_the_feeder_of_a_multiprocessing_queue_holds_nothing_open(watched):
     queue = multiprocessing.get_context("spawn").Queue()
     with hopwatch.cascade("root"):

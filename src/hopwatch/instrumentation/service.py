@@ -55,6 +55,8 @@ KNOWN: Final = (
     "aiosqlite.core:Connection.run",
     "anyio._backends._asyncio:WorkerThread.*",
     "asyncio.*:*.serve_forever",
+    # Up to 3.11 a thread waits for each child process; from 3.12 on none does. What a child process does is not counted.
+    "asyncio.unix_events:ThreadedChildWatcher._do_waitpid",
     "concurrent.futures.thread:_worker",
     "concurrent.futures.process:*",
     "multiprocessing.queues:Queue._feed",
