@@ -12,6 +12,7 @@ import concurrent.futures.thread
 import functools
 import inspect
 import os
+import sys
 import threading
 from contextvars import Context
 from types import FunctionType
@@ -112,14 +113,23 @@ class _Carried:
         return repr(self.function)
 
 
+def _in_a_thread(executor: Any) -> bool:
+    """Whether an executor calls what it is given in a thread of this interpreter: for other interpreters it is pickled (3.14)."""
+    if not isinstance(executor, concurrent.futures.thread.ThreadPoolExecutor):
+        return False
+    others = getattr(sys.modules.get("concurrent.futures.interpreter"), "InterpreterPoolExecutor", None)
+    return others is None or not isinstance(executor, others)
+
+
 def _submitting(original: Any) -> Any:
     """`submit` of an executor: the job counts until its future is done, which a running job's is only at its end."""
 
     @functools.wraps(original)
     def submit(self: Any, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
         hop = _get()
-        in_a_thread = hop is not None and isinstance(self, concurrent.futures.thread.ThreadPoolExecutor)
-        future = original(self, _Carried(fn, hop) if in_a_thread else fn, *args, **kwargs)  # type: ignore[arg-type]
+        future = original(
+            self, fn if hop is None or not _in_a_thread(self) else _Carried(fn, hop), *args, **kwargs
+        )
         if hop is not None:
             try:
                 entry = _open("job", fn, hop)
