@@ -155,7 +155,7 @@ assert isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
 
 
 with_acp = pytest.mark.skipif(
-    importlib.util.find_spec("acp") is None,
+    not [*importlib.metadata.distributions(name="agent-client-protocol")],
     reason="agent-client-protocol is not installed; ci: may be skipped",
 )
 CASCADE = """
