@@ -154,9 +154,9 @@ def judge(
     missing, opaque = _missing(tree, rejected, tasks or {})
     opened = [hop for hop in hops.values() if hop.ended is None]
     frontier = tree.frontier(opened)
-    found = _Findings(tree, agents, now, opened, frontier, missing, opaque)
+    found = _Findings(tree, agents, now, opened, frontier, missing, opaque, tasks or {}, elsewhere or {})
     for rule in (_broken, _in_flight, _silent, _stalled, _unknown, _tasks_left):
-        verdict = rule(found, tasks or {}, elsewhere or {}) if rule is _tasks_left else rule(found)  # type: ignore[call-arg]
+        verdict = rule(found)
         if verdict is not None:
             verdict.frontier = [hop.id for hop in frontier]
             verdict.missing = missing
@@ -193,6 +193,8 @@ class _Findings:
     frontier: list[Hop]
     missing: list[Missing]
     opaque: list[str]
+    tasks: Mapping[tuple[str, str], tuple[str, int]]
+    elsewhere: Mapping[tuple[str, str], str]
     _standstill: across.Standstill | None = None
     _asked: bool = False
 
@@ -287,6 +289,17 @@ class _Tree:
         return [hop for hop in self.hops.values() if hop.id not in reached]
 
 
+def _keep_newer(
+    states: dict[tuple[str, str], tuple[str, int]],
+    key: tuple[str, str],
+    state: tuple[str, int],
+    tasks: Mapping[tuple[str, str], tuple[str, int]],
+) -> None:
+    """Keep of a task the state that says most: the one in `states`, the one that is known from elsewhere (`tasks`), or this one."""
+    known = states.get(key) or tasks.get(key)
+    states[key] = state if known is None or newer_state(*known, *state) else known
+
+
 def _went_wrong(hops: Mapping[str, Hop]) -> str:
     """What a reader of "settled", which says over and not successful, wants to know next; empty where all went well."""
     out = ""
@@ -303,9 +316,7 @@ def _went_wrong(hops: Mapping[str, Hop]) -> str:
     states: dict[tuple[str, str], tuple[str, int]] = {}
     for hop in hops.values():
         if hop.kind == "execution" and hop.task_id and hop.task_state:
-            known = states.get((hop.agent, hop.task_id))
-            if known is None or newer_state(known[0], known[1], hop.task_state, hop.task_at):
-                states[hop.agent, hop.task_id] = (hop.task_state, hop.task_at)
+            _keep_newer(states, (hop.agent, hop.task_id), (hop.task_state, hop.task_at), {})
     ends = Counter(_state(state) for state, _ in states.values() if state != COMPLETED)
     if ends:
         told = _listed([f"{count} {state}" for state, count in sorted(ends.items())])
@@ -328,9 +339,7 @@ def _missing(
     for hop in hops.values():  # what calls learnt of the tasks of peers that hopwatch cannot see into
         if hop.kind == "send" and hop.peer == "opaque" and hop.peer_name and hop.task_id and hop.task_state:
             key = (hop.peer_name, hop.task_id)
-            known = told.get(key) or tasks.get(key) or (None, 0)
-            newer = newer_state(known[0], known[1], hop.task_state, hop.task_at)
-            told[key] = (hop.task_state, hop.task_at) if newer or known[0] is None else (known[0], known[1])
+            _keep_newer(told, key, (hop.task_state, hop.task_at), tasks)
     for hop in hops.values():
         below = tree.below.get(hop.id, ())
         if hop.parent is not None and hop.parent not in hops:
@@ -693,11 +702,7 @@ def _unknown(found: _Findings) -> Verdict | None:
     return None
 
 
-def _tasks_left(
-    found: _Findings,
-    tasks: Mapping[tuple[str, str], tuple[str, int]],
-    elsewhere: Mapping[tuple[str, str], str],
-) -> Verdict | None:
+def _tasks_left(found: _Findings) -> Verdict | None:
     states: dict[tuple[str, str], tuple[str, int]] = {}
     executed = {
         (hop.agent, hop.task_id) for hop in found.tree.hops.values() if hop.kind in ("execution", "push")
@@ -713,11 +718,7 @@ def _tasks_left(
             key = (hop.agent, hop.task_id)
             if key not in worked_on:
                 continue
-            known = states.get(key) or tasks.get(key)
-            if known is None or newer_state(known[0], known[1], hop.task_state, hop.task_at):
-                states[key] = (hop.task_state, hop.task_at)
-            else:
-                states[key] = known
+            _keep_newer(states, key, (hop.task_state, hop.task_at), found.tasks)
     interrupted = [key for key, (state, _) in states.items() if state in INTERRUPTED_STATES]
     stuck = [
         key
@@ -731,20 +732,23 @@ def _tasks_left(
             f"Nothing is open; task {task} of {agent} is {_state(states[interrupted[0]][0])} and waits for somebody's message.",
         )
     for agent, task in stuck:
-        if (agent, task) in elsewhere:
+        if (agent, task) in found.elsewhere:
             state = _state(states[agent, task][0])
-            by = elsewhere[agent, task][:8]
+            by = found.elsewhere[agent, task][:8]
             return Verdict(
                 "in_flight",
                 f"Nothing of it is open; task {task} of {agent} is {state}, and cascade {by} works on it.",
             )
     # What a request saw on its way is not the task's state if nobody knows who works on it.
     left = [key for key in stuck if key in executed and states[key][0] in UNFINISHED_STATES]
-    for agent, task in (*left, *stuck):
+    if left:
+        agent, task = left[0]
         state = _state(states[agent, task][0])
-        if left:
-            reason = f"Nothing is open, yet task {task} of {agent} is {state}: it will never move again."
-            return Verdict("stranded", reason)
+        reason = f"Nothing is open, yet task {task} of {agent} is {state}: it will never move again."
+        return Verdict("stranded", reason)
+    if stuck:
+        agent, task = stuck[0]
+        state = _state(states[agent, task][0])
         reason = f"The accounting is incomplete: task {task} of {agent} was last seen {state}, and who works on it is not known."
         return Verdict("unknown", reason)
     return None

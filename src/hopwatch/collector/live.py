@@ -181,10 +181,8 @@ class Watched:
         if kept is None or kept[0] != number:
             head, found = self._head, snapshot()
             every = {} if found is None else found.hops
-            hops, taken = (
-                sorted(every.values(), key=lambda hop: (hop.started, hop.id)),
-                taken_unanswered(every),
-            )
+            hops = sorted(every.values(), key=lambda hop: (hop.started, hop.id))
+            taken = taken_unanswered(every)
             content = {**head, "hops": [hop_object(hop, taken) for hop in hops], "whole": True}
             self._whole = kept = (number, orjson.dumps(content))
         return kept[1]

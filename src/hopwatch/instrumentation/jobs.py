@@ -90,6 +90,7 @@ def _is_work(callback: Any) -> bool:
 
 
 def _open(kind: str, function: Any, hop: Entry) -> Entry | None:
+    """Count what may act for a hop outside its tasks; None where the ledger is full."""
     return hop.ledger.open("task", f"{kind} {_name(function)[1]}", hop)
 
 
@@ -127,9 +128,8 @@ def _submitting(original: Any) -> Any:
     @functools.wraps(original)
     def submit(self: Any, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
         hop = _get()
-        future = original(
-            self, fn if hop is None or not _in_a_thread(self) else _Carried(fn, hop), *args, **kwargs
-        )
+        job = _Carried(fn, hop) if hop is not None and _in_a_thread(self) else fn
+        future = original(self, job, *args, **kwargs)
         if hop is not None:
             try:
                 entry = _open("job", fn, hop)
@@ -313,13 +313,10 @@ def explain(entry: Entry, timers: waits.Timers | None = None) -> tuple[dict[str,
         job = threads.standing(thread) if thread is not None else None
     elif what == "job" and entry.kind == "task" and isinstance(entry.instance_of, ref):
         of = entry.instance_of()
-        job = (
-            None
-            if of is None
-            else threads.standing(of)
-            if isinstance(of, threading.Thread)
-            else threads.job(of)
-        )
+        if isinstance(of, threading.Thread):
+            job = threads.standing(of)
+        else:
+            job = threads.job(of) if of is not None else None
     else:
         return None
     told = {"kind": "thread", "moves": True, "what": f"{what} `{name}`"}

@@ -407,9 +407,9 @@ def _ended_in(loop: Any) -> list[Note | Entry]:
     if not len(ledger):
         return []
     out: list[Note | Entry] = []
-    for noted in [*ledger.invisible(), *ledger.open_hops()]:
+    for noted in exits.pending_entries(ledger):
         task = exits.ended_task(noted)
-        if task is not None and noted.done is None and task.get_loop() is loop:
+        if task is not None and task.get_loop() is loop:
             out.append(noted)
     return out
 
